@@ -1,0 +1,40 @@
+// A queue of work on one device. On the CPU work runs at once; on meta a virtual clock advances.
+#pragma once
+
+#include <string>
+
+#include "core/base/device.h"
+
+namespace ridge {
+
+class Profiler;
+
+/// What a machine can do at the most: the roof that work is measured against.
+struct Ceilings {
+  double flops_per_s = 0;       // matmul rate, FLOP/s
+  double read_bytes_per_s = 0;  // memory read, byte/s
+  double copy_bytes_per_s = 0;  // memory copy, byte/s, read and written bytes both counted
+};
+
+class Stream {
+ public:
+  Stream(Device device, std::string name) : device_(device), name_(std::move(name)) {}
+  Device device() const { return device_; }
+  const std::string& name() const { return name_; }
+
+  /// Records every launch while set; null costs one branch a launch.
+  Profiler* profiler = nullptr;
+  /// The machine that meta's clock pretends to be.
+  Ceilings meta_ceilings;
+  /// Seconds that the work launched on meta would have taken at the ceilings.
+  double virtual_seconds = 0;
+
+ private:
+  Device device_;
+  std::string name_;
+};
+
+/// This thread's compute stream of a device.
+Stream& current_stream(Device device);
+
+}  // namespace ridge

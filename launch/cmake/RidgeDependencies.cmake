@@ -1,0 +1,44 @@
+# The libraries of the house. `ridge_dependencies` carries what the sources include.
+find_package(Threads REQUIRED)
+find_package(fmt REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(yaml-cpp REQUIRED)
+find_package(Protobuf REQUIRED)
+find_package(MPI REQUIRED COMPONENTS C)
+find_package(HDF5 REQUIRED COMPONENTS C)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
+pkg_check_modules(OPENBLAS REQUIRED IMPORTED_TARGET openblas)
+
+add_library(ridge_dependencies INTERFACE)
+target_link_libraries(ridge_dependencies INTERFACE
+  fmt::fmt spdlog::spdlog nlohmann_json::nlohmann_json CLI11::CLI11 yaml-cpp protobuf::libprotobuf
+  MPI::MPI_C PkgConfig::PCRE2 PkgConfig::UTF8PROC PkgConfig::XXHASH PkgConfig::ZSTD PkgConfig::OPENBLAS
+  ${HDF5_C_LIBRARIES} Threads::Threads)
+target_include_directories(ridge_dependencies SYSTEM INTERFACE ${HDF5_C_INCLUDE_DIRS} ${Protobuf_INCLUDE_DIRS})
+
+# Generates NAME.pb.h under build/generated with the source's relative path, and compiles it without our warnings.
+function(ridge_add_protos target)
+  set(generated ${PROJECT_BINARY_DIR}/generated)
+  foreach(proto IN LISTS ARGN)
+    file(RELATIVE_PATH relative ${PROJECT_SOURCE_DIR} ${proto})
+    string(REGEX REPLACE "\\.proto$" "" stem ${relative})
+    set(out ${generated}/${stem}.pb.cc ${generated}/${stem}.pb.h)
+    file(MAKE_DIRECTORY ${generated})
+    add_custom_command(OUTPUT ${out}
+      COMMAND protobuf::protoc --proto_path=${PROJECT_SOURCE_DIR} --cpp_out=${generated} ${relative}
+      DEPENDS ${proto} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR} VERBATIM)
+    target_sources(${target} PRIVATE ${out})
+    set_source_files_properties(${generated}/${stem}.pb.cc PROPERTIES COMPILE_OPTIONS "-w")
+  endforeach()
+  target_include_directories(${target} SYSTEM PUBLIC $<BUILD_INTERFACE:${generated}>)
+endfunction()
+
+# Adds the .cu files where CUDA is wanted and found.
+function(ridge_add_cuda target)
+endfunction()
