@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 
 import peft
 import safetensors.torch
@@ -43,11 +44,14 @@ def save_tensors(path, tensors, script):
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "provenance": json.dumps(provenance(script))}
     safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, str(path), metadata=metadata)
+    path.chmod(0o644)
 
 
 def save_json(path, value, script):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"provenance": provenance(script), **value}, indent=1) + "\n")
+    text = json.dumps({"provenance": provenance(script), **value}, indent=1)
+    flat = re.sub(r"\[[-+.\deE,\s]*\]", lambda m: re.sub(r"\s+", " ", m.group()), text)  # a list of numbers a line
+    path.write_text(flat + "\n")
 
 
 def load_model(folder, dtype=torch.float32):

@@ -4,10 +4,9 @@ import json
 import shutil
 import zlib
 
-import safetensors.torch
 import torch
 
-from common import EXPECTED, MODELS, load_model, logits_of, provenance, save_tensors
+from common import EXPECTED, MODELS, load_model, logits_of, save_tensors
 
 LLAMA = dict(
     architectures=["LlamaForCausalLM"],
@@ -170,13 +169,13 @@ def random_ids(name, batch, length, vocab):
     return torch.randint(0, vocab, (batch, length), generator=generator, dtype=torch.int32)
 
 
-def write_sharded(folder, weights, metadata, count=3):
+def write_sharded(folder, weights, count=3):
     names = sorted(weights)
     index = {"metadata": {"total_size": sum(w.nbytes for w in weights.values())}, "weight_map": {}}
     for shard in range(count):
         file = f"model-{shard + 1:05d}-of-{count:05d}.safetensors"
         part = {n: weights[n] for n in names[shard::count]}
-        safetensors.torch.save_file(part, str(folder / file), metadata=metadata)
+        save_tensors(folder / file, part, __file__)
         index["weight_map"].update({n: file for n in part})
     index["weight_map"] = dict(sorted(index["weight_map"].items()))
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -188,11 +187,10 @@ def write_model(name, config):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     weights = random_weights(name, config)
-    metadata = {"format": "pt", "provenance": json.dumps(provenance(__file__))}
     if name == "sharded":
-        write_sharded(folder, weights, metadata)
+        write_sharded(folder, weights)
     else:
-        safetensors.torch.save_file(weights, str(folder / "model.safetensors"), metadata=metadata)
+        save_tensors(folder / "model.safetensors", weights, __file__)
     return folder
 
 
