@@ -40,9 +40,10 @@ def provenance(script):
     }
 
 
-def save_tensors(path, tensors, script):
+def save_tensors(path, tensors, script=None):
+    """One metadata key, since safetensors writes several in a random order; None: a model's own file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "provenance": json.dumps(provenance(script))}
+    metadata = {"provenance": json.dumps(provenance(script))} if script else {"format": "pt"}
     safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, str(path), metadata=metadata)
     path.chmod(0o644)
 

@@ -6,7 +6,7 @@ import zlib
 
 import torch
 
-from common import EXPECTED, MODELS, load_model, logits_of, save_tensors
+from common import EXPECTED, MODELS, load_model, logits_of, save_json, save_tensors
 
 LLAMA = dict(
     architectures=["LlamaForCausalLM"],
@@ -175,7 +175,7 @@ def write_sharded(folder, weights, count=3):
     for shard in range(count):
         file = f"model-{shard + 1:05d}-of-{count:05d}.safetensors"
         part = {n: weights[n] for n in names[shard::count]}
-        save_tensors(folder / file, part, __file__)
+        save_tensors(folder / file, part)
         index["weight_map"].update({n: file for n in part})
     index["weight_map"] = dict(sorted(index["weight_map"].items()))
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -190,7 +190,7 @@ def write_model(name, config):
     if name == "sharded":
         write_sharded(folder, weights)
     else:
-        save_tensors(folder / "model.safetensors", weights, __file__)
+        save_tensors(folder / "model.safetensors", weights)
     return folder
 
 
@@ -205,6 +205,7 @@ def write_logits(name, folder, ids, suffix=""):
 
 
 def main():
+    save_json(MODELS / "provenance.json", {"models": sorted(CONFIGS)}, __file__)
     for name, config in CONFIGS.items():
         folder = write_model(name, config)
         write_logits(name, folder, random_ids(name, 2, 19, config["vocab_size"]))
