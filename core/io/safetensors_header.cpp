@@ -231,6 +231,9 @@ std::string format_metadata(const std::map<std::string, std::string>& metadata) 
 SafetensorsHeader parse_safetensors_header(std::string_view json, const std::string& file) {
   if (json.empty() || json.front() != '{') fail_safetensors(file, "its header does not start with '{'");
   if (!is_utf8(json)) fail_safetensors(file, "its header is not valid UTF-8");
+  const std::size_t nul = json.find('\0');  // the JSON parser would take it for the end
+  if (nul != json.npos)
+    fail_safetensors(file, fmt::format("its header is not valid JSON at byte {} of it", nul + 1));
   SafetensorsHeader header;
   HeaderReader reader(file, header);
   Json::sax_parse(json.begin(), json.end(), &reader);

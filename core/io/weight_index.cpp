@@ -104,6 +104,8 @@ class IndexReader final : public nlohmann::json_sax<Json> {
 
 std::map<std::string, std::string> parse_weight_index(std::string_view json, const std::string& file) {
   require(is_utf8(json), "weight index '{}' is not valid UTF-8", file);
+  const std::size_t nul = json.find('\0');  // the JSON parser would take it for the end
+  require(nul == json.npos, "weight index '{}' is not valid JSON at byte {}", file, nul + 1);
   std::map<std::string, std::string> map;
   IndexReader reader(file, map);
   Json::sax_parse(json.begin(), json.end(), &reader);
