@@ -1,0 +1,190 @@
+#include "launch/run_config.h"
+
+#include <fstream>
+#include <sstream>
+
+#include "core/base/error.h"
+#include "launch/run_config.pb.h"
+#include "launch/yaml_to_proto.h"
+
+namespace ridge {
+namespace {
+
+using config::RunConfig;
+
+constexpr std::size_t kLargestFile = 1 << 20;  // bytes; merge_yaml sets the limit that the user sees
+
+std::string read_config_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  require(file.good(), "{}: cannot read the run config: give the path of a YAML file", path);
+  std::string text(kLargestFile, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  require(!file.bad() && (file.eof() || file.good()), "{}: cannot read the run config", path);
+  text.resize(static_cast<std::size_t>(file.gcount()));
+  return text;
+}
+
+void resolve_model(const RunConfig& c) {
+  const auto& m = c.model();
+  require(m.has_path() || m.has_arch(), "model: give model.path (a Hugging Face folder) or model.arch");
+  require(!(m.has_path() && m.has_arch()), "model: both path ({}) and arch are given: keep one", m.path());
+  require(!m.has_path() || !m.path().empty(), "model.path is empty: give a Hugging Face folder");
+  require(m.has_path() || m.has_tokenizer(),
+          "model.tokenizer: a model.arch needs one: give a folder with tokenizer.json");
+  require(!c.has_adapter() || !c.adapter().path().empty(), "adapter.path: give the folder of a PEFT adapter");
+}
+
+void resolve_lora(RunConfig& c) {
+  if (!c.has_lora()) return;
+  auto& lora = *c.mutable_lora();
+  require(!lora.has_target_pattern() || lora.targets().empty(),
+          "lora: both targets and target_pattern ({}) are given: keep one", lora.target_pattern());
+  if (lora.has_target_pattern() || !lora.targets().empty()) return;
+  lora.add_targets("q_proj");
+  lora.add_targets("v_proj");
+}
+
+std::string layout(const config::Parallel& p) {
+  return fmt::format("replicate {} x shard {} x cp {} x tp {} x pp {}", p.replicate(), p.shard(), p.cp(),
+                     p.tp(), p.pp());
+}
+
+void require_data_parallel_only(const config::Parallel& p) {
+  const std::pair<const char*, std::int64_t> degrees[] = {{"cp", p.cp()}, {"tp", p.tp()}, {"pp", p.pp()}};
+  for (const auto& [name, degree] : degrees) {
+    require(degree == 1, "parallel.{}: this version runs data parallel only; got {} {}: set it to 1", name,
+            name, degree);
+  }
+  require(p.replicate() != 0, "parallel.replicate must be at least 1, or -1 for what is left over; got 0");
+  require(p.shard() != 0, "parallel.shard must be at least 1, or -1 for what is left over; got 0");
+}
+
+void resolve_parallel(RunConfig& c, std::int64_t world_size, std::vector<std::string>& notes) {
+  check(world_size >= 1, "a run has at least one rank");
+  auto& p = *c.mutable_parallel();
+  require_data_parallel_only(p);
+  require(p.replicate() != -1 || p.shard() != -1,
+          "parallel: replicate and shard are both -1: give one of them");
+  const std::string asked = layout(p);
+  const bool fill_replicate = p.replicate() == -1;
+  const std::int64_t given = fill_replicate ? p.shard() : p.replicate();
+  if (fill_replicate || p.shard() == -1) {
+    require(world_size % given == 0,
+            "parallel: {} does not divide the {} ranks: start a multiple of {} ranks", asked, world_size,
+            given);
+    fill_replicate ? p.set_replicate(world_size / given) : p.set_shard(world_size / given);
+  }
+  // Compared by division, since the product may not fit.
+  const bool fits = world_size % p.replicate() == 0 && world_size / p.replicate() == p.shard();
+  require(fits, "parallel: {} is not the number of ranks, {}: make the product {} or leave one at -1", asked,
+          world_size, world_size);
+  if (p.shard() > 1) {
+    notes.push_back(
+        fmt::format("parallel.shard {}: weights and optimizer state are whole on every rank in this "
+                    "version; the ranks run data parallel",
+                    p.shard()));
+  }
+}
+
+// "4 or 6": the multiples of `unit` around `batch`.
+std::string nearest_multiples(std::int64_t batch, std::int64_t unit) {
+  const std::int64_t below = batch / unit * unit;
+  return below > 0 ? fmt::format("{} or {}", below, below + unit) : fmt::format("{}", below + unit);
+}
+
+void resolve_batch(RunConfig& c) {
+  auto& t = *c.mutable_train();
+  const std::int64_t ranks = data_parallel_degree(c);
+  const std::int64_t batch = t.global_batch();
+  require(batch % ranks == 0,
+          "train.global_batch {} is not divisible by {} data-parallel ranks; nearest that work: {}", batch,
+          ranks, nearest_multiples(batch, ranks));
+  if (!t.has_micro_batch()) t.set_micro_batch(batch / ranks);
+  const std::int64_t micro = t.micro_batch();
+  // Both are at most 1e9 (run_config.proto), ranks divide the batch: the product fits.
+  const std::int64_t unit = ranks * micro;
+  require(
+      batch % unit == 0,
+      "train.global_batch {} is not divisible by {} data-parallel ranks x train.micro_batch {} = {}; nearest "
+      "global_batch that works: {}",
+      batch, ranks, micro, unit, nearest_multiples(batch, unit));
+  std::int64_t tokens = 0;
+  require(
+      !__builtin_mul_overflow(batch, c.data().sequence_length(), &tokens) &&
+          !__builtin_mul_overflow(tokens, t.steps(), &tokens),
+      "train.steps {} x train.global_batch {} x data.sequence_length {} tokens is more than can be counted",
+      t.steps(), batch, c.data().sequence_length());
+}
+
+void resolve_optim(RunConfig& c) {
+  auto& o = *c.mutable_optim();
+  require(o.betas_size() == 2, "optim.betas must be two numbers, got {}", o.betas_size());
+  require(!o.nesterov() || o.momentum() > 0, "optim.nesterov needs optim.momentum above 0, got {}",
+          o.momentum());
+  auto& s = *o.mutable_schedule();
+  const std::int64_t steps = c.train().steps();
+  require(s.warmup_steps() <= steps, "optim.schedule.warmup_steps {} is more than train.steps {}",
+          s.warmup_steps(), steps);
+  if (s.name() != "wsd") return;
+  if (!s.has_decay_steps())
+    s.set_decay_steps(std::max<std::int64_t>(1, std::min(steps / 10, steps - s.warmup_steps())));
+  require(s.decay_steps() <= std::max<std::int64_t>(1, steps - s.warmup_steps()),
+          "optim.schedule: warmup_steps {} and decay_steps {} are more than train.steps {}", s.warmup_steps(),
+          s.decay_steps(), steps);
+}
+
+void resolve_files(const RunConfig& c) {
+  require(c.data().train_size() > 0, "data.train: give at least one text or token file");
+  for (const std::string& file : c.data().train())
+    require(!file.empty(), "data.train has an empty file name");
+  for (const std::string& file : c.data().valid())
+    require(!file.empty(), "data.valid has an empty file name");
+  require(c.train().eval_every() == 0 || c.data().valid_size() > 0,
+          "train.eval_every is {} but data.valid names no file: give one, or set eval_every to 0",
+          c.train().eval_every());
+  require(!c.output().empty(), "output: give the folder of the run");
+}
+
+}  // namespace
+
+RunConfig default_run_config() {
+  RunConfig c;
+  fill_presets(c);
+  return c;
+}
+
+RunConfig parse_run_config(std::string_view yaml, std::string_view name,
+                           std::span<const std::string> overrides) {
+  RunConfig c;
+  merge_yaml(yaml, name, c);
+  for (const std::string& assignment : overrides) merge_override(assignment, c);
+  fill_presets(c);
+  return c;
+}
+
+RunConfig load_run_config(const std::string& path, std::span<const std::string> overrides) {
+  return parse_run_config(read_config_file(path), path, overrides);
+}
+
+std::vector<std::string> resolve(RunConfig& c, std::int64_t world_size) {
+  std::vector<std::string> notes;
+  fill_presets(c);
+  check_limits(c);
+  resolve_model(c);
+  resolve_files(c);
+  resolve_lora(c);
+  resolve_parallel(c, world_size, notes);
+  resolve_batch(c);
+  resolve_optim(c);
+  return notes;
+}
+
+std::int64_t data_parallel_degree(const RunConfig& c) {
+  return c.parallel().replicate() * c.parallel().shard();
+}
+
+std::string dump_yaml(const RunConfig& c) { return to_yaml(c); }
+
+std::string arch_json(const RunConfig& c) { return to_json(c.model().arch()); }
+
+}  // namespace ridge
