@@ -1,0 +1,267 @@
+#include "core/autograd.h"
+
+#include <queue>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "core/base/stream.h"
+#include "core/random_state.h"
+#include "kernels/elementwise.h"
+
+namespace ridge::autograd {
+namespace {
+
+bool& recording() {
+  static thread_local bool enabled = true;
+  return enabled;
+}
+
+std::vector<Edge>*& leaf_recorder() {
+  static thread_local std::vector<Edge>* recorder = nullptr;
+  return recorder;
+}
+
+class LeafRecorder {
+ public:
+  LeafRecorder() : before_(leaf_recorder()) { leaf_recorder() = &leaves; }
+  ~LeafRecorder() { leaf_recorder() = before_; }
+  LeafRecorder(const LeafRecorder&) = delete;
+  LeafRecorder& operator=(const LeafRecorder&) = delete;
+  std::vector<Edge> leaves;
+
+ private:
+  std::vector<Edge>* before_;
+};
+
+void add_into(const Tensor& sum, const Tensor& dy) {
+  Stream& stream = current_stream(sum.device());
+  if (sum.dtype() == DType::f32 && dy.dtype() == DType::bf16) {
+    kernels::accumulate<bf16, float>(stream, dy.view<bf16>(), sum.view<float>());
+    return;
+  }
+  visit_compute(sum.dtype(), [&]<class T>(std::type_identity<T>) {
+    kernels::add<T>(stream, sum.view<T>(), dy.view<T>(), sum.view<T>());
+  });
+}
+
+// A gradient on its way to a node; `owned` once it is a sum that nobody else can see.
+struct Pending {
+  Tensor sum;
+  bool owned = false;
+
+  void add(Tensor dy) {
+    if (!sum.defined()) {
+      sum = std::move(dy);
+    } else if (owned) {
+      add_into(sum, dy);
+    } else {
+      sum = sum.contiguous_copy();
+      add_into(sum, dy);
+      owned = true;
+    }
+  }
+};
+
+// One walk from a root back over the tape.
+class Pass {
+ public:
+  explicit Pass(const std::vector<Edge>& captured) {
+    for (const Edge& edge : captured) captured_.insert(edge.node.get());
+  }
+
+  void run(const Edge& root, Tensor dy) {
+    count_edges(root.node);
+    pending_[root.node.get()].add(std::move(dy));
+    ready_.push(root.node);
+    while (!ready_.empty()) {
+      const std::shared_ptr<Node> node = ready_.top();
+      ready_.pop();
+      visit(*node);
+    }
+  }
+
+  Tensor captured(const Node* node) { return pending_[node].sum; }
+
+ private:
+  struct Earlier {
+    bool operator()(const std::shared_ptr<Node>& a, const std::shared_ptr<Node>& b) const {
+      return a->sequence < b->sequence;
+    }
+  };
+
+  void count_edges(const std::shared_ptr<Node>& root) {
+    std::vector<Node*> stack{root.get()};
+    std::unordered_set<Node*> seen{root.get()};
+    while (!stack.empty()) {
+      Node* node = stack.back();
+      stack.pop_back();
+      for (const Edge& edge : node->inputs) {
+        if (edge.node == nullptr) continue;
+        ++missing_[edge.node.get()];
+        if (seen.insert(edge.node.get()).second) stack.push_back(edge.node.get());
+      }
+    }
+  }
+
+  void visit(Node& node) {
+    if (captured_.count(&node) != 0) return;
+    if (auto* leaf = dynamic_cast<Leaf*>(&node)) {
+      for (const Leaf::Hook& hook : leaf->hooks) hook(*leaf);
+      return;
+    }
+    const auto found = pending_.find(&node);
+    Tensor dy = found != pending_.end() ? std::move(found->second.sum) : Tensor();
+    pending_.erase(&node);
+    Grads grads = dy.defined() ? node.backward(dy) : Grads(node.inputs.size());
+    dy = {};
+    check(grads.size() == node.inputs.size(), node.name());
+    for (std::size_t i = 0; i < grads.size(); ++i) arrive(node.inputs[i], std::move(grads[i]));
+  }
+
+  void arrive(const Edge& edge, Tensor dy) {
+    Node* node = edge.node.get();
+    if (node == nullptr) return;
+    if (dy.defined()) {
+      auto* leaf = captured_.count(node) == 0 ? dynamic_cast<Leaf*>(node) : nullptr;
+      if (leaf != nullptr) {
+        leaf->accumulate(std::move(dy));
+      } else {
+        pending_[node].add(std::move(dy));
+      }
+    }
+    if (--missing_[node] == 0) ready_.push(edge.node);
+  }
+
+  std::unordered_set<const Node*> captured_;
+  std::unordered_map<const Node*, int> missing_;
+  std::unordered_map<const Node*, Pending> pending_;
+  std::priority_queue<std::shared_ptr<Node>, std::vector<std::shared_ptr<Node>>, Earlier> ready_;
+};
+
+Tensor ones_like(const Tensor& root) {
+  check(root.numel() == 1, "backward from a tensor of one element, or with a gradient given");
+  return Tensor::full(root.shape(), 1.0, root.dtype(), root.device());
+}
+
+class RecomputeNode final : public Node {
+ public:
+  using Fn = std::function<Tensor(const std::vector<Tensor>&)>;
+  RecomputeNode(Fn fn, std::vector<Tensor> saved, RandomState state)
+      : fn_(std::move(fn)), saved_(std::move(saved)), state_(state) {}
+  const char* name() const override { return "recompute"; }
+
+  Grads backward(const Tensor& dy) override {
+    check(fn_ != nullptr, "a second backward pass over freed tensors");
+    const EnableGradScope record;
+    const RandomState outside = random_state();
+    random_state() = state_;
+    std::vector<Edge> wanted = inputs;  // the first saved_.size() are replaced by leaves of this pass
+    for (std::size_t i = 0; i < saved_.size(); ++i) {
+      if (inputs[i].node == nullptr) continue;
+      set_requires_grad(saved_[i], true);
+      wanted[i] = saved_[i].edge();
+    }
+    const Tensor y = fn_(saved_);
+    random_state() = outside;
+    fn_ = nullptr;
+    Grads grads = gradients(y, dy, wanted);
+    saved_.clear();
+    return grads;
+  }
+
+ private:
+  Fn fn_;
+  std::vector<Tensor> saved_;
+  RandomState state_;
+};
+
+}  // namespace
+
+Leaf::Leaf(const Tensor& value)
+    : shape_(value.shape()), grad_dtype_(value.dtype() == DType::bf16 ? DType::f32 : value.dtype()) {}
+
+Grads Leaf::backward(const Tensor&) { return {}; }
+
+void Leaf::accumulate(Tensor dy) {
+  if (dy.shape() != shape_) fail("gradient of {} for a leaf of {}", to_string(dy.shape()), to_string(shape_));
+  if (grad.defined()) {
+    add_into(grad, dy);
+  } else if (buffer.defined()) {
+    buffer.copy_from(dy);
+    grad = buffer;
+  } else {
+    const bool own = dy.dtype() == grad_dtype_ && dy.contiguous() && dy.storage().use_count() == 1;
+    const PurposeScope purpose(Purpose::gradients);
+    grad = own ? std::move(dy) : Tensor::empty(shape_, grad_dtype_, dy.device());
+    if (!own) grad.copy_from(dy);
+    grad.storage()->retag(Purpose::gradients);
+  }
+}
+
+bool grad_enabled() { return recording(); }
+
+NoGradScope::NoGradScope() : before_(recording()) { recording() = false; }
+NoGradScope::~NoGradScope() { recording() = before_; }
+EnableGradScope::EnableGradScope() : before_(recording()) { recording() = true; }
+EnableGradScope::~EnableGradScope() { recording() = before_; }
+
+void set_requires_grad(Tensor& tensor, bool requires_grad) {
+  tensor.set_edge(requires_grad ? Edge{std::make_shared<Leaf>(tensor), 0} : Edge{});
+}
+
+Leaf& leaf_of(const Tensor& parameter) {
+  auto* leaf = dynamic_cast<Leaf*>(parameter.edge().node.get());
+  check(leaf != nullptr, "leaf of a parameter that requires a gradient");
+  return *leaf;
+}
+
+Tensor grad_of(const Tensor& parameter) { return parameter.requires_grad() ? leaf_of(parameter).grad : Tensor(); }
+
+void backward(const Tensor& root, const Tensor& dy) {
+  check(root.requires_grad(), "backward from a tensor with history");
+  const NoGradScope no_grad;
+  Pass({}).run(root.edge(), dy.defined() ? dy : ones_like(root));
+}
+
+Grads gradients(const Tensor& root, const Tensor& dy, const std::vector<Edge>& inputs) {
+  if (!root.requires_grad()) return Grads(inputs.size());
+  const NoGradScope no_grad;
+  Pass pass(inputs);
+  pass.run(root.edge(), dy.defined() ? dy : ones_like(root));
+  Grads grads;
+  for (const Edge& edge : inputs) grads.push_back(edge.node ? pass.captured(edge.node.get()) : Tensor());
+  return grads;
+}
+
+Tensor recompute(std::function<Tensor(const std::vector<Tensor>&)> fn, const std::vector<Tensor>& inputs) {
+  if (!grad_enabled()) return fn(inputs);
+  const RandomState state = random_state();
+  std::vector<Tensor> saved;
+  for (const Tensor& input : inputs) saved.push_back(input.detached());
+  LeafRecorder recorder;
+  Tensor y;
+  {
+    const NoGradScope no_grad;
+    y = fn(saved);
+  }
+  auto node = std::make_shared<RecomputeNode>(std::move(fn), std::move(saved), state);
+  for (const Tensor& input : inputs) node->inputs.push_back(input.edge());
+  std::unordered_set<const Node*> seen;
+  for (const Edge& leaf : recorder.leaves) {
+    if (seen.insert(leaf.node.get()).second) node->inputs.push_back(leaf);
+  }
+  node->sequence = detail::next_sequence();
+  y.set_edge({std::move(node), 0});
+  return y;
+}
+
+std::uint64_t detail::next_sequence() {
+  static thread_local std::uint64_t sequence = 0;
+  return ++sequence;
+}
+
+void detail::note_leaf(const Edge& edge) {
+  if (edge.node != nullptr && leaf_recorder() != nullptr) leaf_recorder()->push_back(edge);
+}
+
+}  // namespace ridge::autograd

@@ -1,0 +1,208 @@
+#include "core/base/memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "core/base/error.h"
+
+namespace ridge {
+namespace {
+
+constexpr std::int64_t kAlignment = 64;
+constexpr std::int64_t kMapped = std::int64_t{1} << 20;  // from here on blocks are mapped, with huge pages
+
+// Multiples of a sixteenth of the next power of two: at most 1/16 of a block is waste.
+std::int64_t block_size(std::int64_t bytes) {
+  const std::int64_t least = std::max<std::int64_t>(bytes, kAlignment);
+  const auto power = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(least)));
+  const std::int64_t step = std::max(kAlignment, power / 16);
+  return (least + step - 1) / step * step;
+}
+
+void* system_allocate(std::int64_t bytes) {
+  const auto size = static_cast<std::size_t>(bytes);
+  void* data = nullptr;
+  if (bytes < kMapped) {
+    data = std::aligned_alloc(kAlignment, size);
+  } else {
+    data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) data = nullptr;
+    if (data != nullptr) madvise(data, size, MADV_HUGEPAGE);
+  }
+  return data;
+}
+
+void system_free(void* data, std::int64_t bytes) {
+  if (bytes < kMapped) {
+    std::free(data);
+  } else {
+    munmap(data, static_cast<std::size_t>(bytes));
+  }
+}
+
+// Free blocks by size. The same bookkeeping runs on meta, where blocks have no address.
+class Pool {
+ public:
+  explicit Pool(Device device) : device_(device) {}
+
+  void* take(std::int64_t size, Purpose purpose) {
+    const std::lock_guard lock(mutex_);
+    void* data = reuse(size);
+    if (data == nullptr) data = grow(size);
+    count(size, purpose);
+    return data;
+  }
+
+  void give(void* data, std::int64_t size, Purpose purpose) {
+    const std::lock_guard lock(mutex_);
+    stats_.live -= size;
+    stats_.live_by_purpose[static_cast<std::size_t>(purpose)] -= size;
+    free_[size].push_back(data);
+  }
+
+  void retag(std::int64_t size, Purpose from, Purpose to) {
+    const std::lock_guard lock(mutex_);
+    stats_.live_by_purpose[static_cast<std::size_t>(from)] -= size;
+    std::int64_t& live = stats_.live_by_purpose[static_cast<std::size_t>(to)];
+    live += size;
+    std::int64_t& peak = stats_.peak_by_purpose[static_cast<std::size_t>(to)];
+    peak = std::max(peak, live);
+  }
+
+  MemoryStats stats() {
+    const std::lock_guard lock(mutex_);
+    return stats_;
+  }
+
+  void reset_peaks() {
+    const std::lock_guard lock(mutex_);
+    trim(0);
+    stats_.peak_live = stats_.live;
+    stats_.peak_reserved = stats_.reserved;
+    stats_.peak_by_purpose = stats_.live_by_purpose;
+  }
+
+ private:
+  static void* meta_address() {
+    static char anchor;
+    return &anchor;
+  }
+
+  void* reuse(std::int64_t size) {
+    const auto it = free_.find(size);
+    if (it == free_.end()) return nullptr;
+    void* data = it->second.back();
+    it->second.pop_back();
+    if (it->second.empty()) free_.erase(it);
+    return data;
+  }
+
+  void* grow(std::int64_t size) {
+    // Free blocks of other sizes may stay while they keep the pool within an eighth of its live peak.
+    const std::int64_t bound = std::max(stats_.peak_live, stats_.live + size);
+    trim(bound + bound / 8 - size);
+    void* data = device_ == Device::meta ? meta_address() : system_allocate(size);
+    if (data == nullptr) {
+      trim(0);
+      data = system_allocate(size);
+    }
+    if (data == nullptr) {
+      fail_user("out of memory: {} bytes were asked for while {} are in use; use a smaller batch or sequence", size,
+                stats_.live);
+    }
+    stats_.reserved += size;
+    stats_.peak_reserved = std::max(stats_.peak_reserved, stats_.reserved);
+    return data;
+  }
+
+  void trim(std::int64_t bound) {
+    while (stats_.reserved > bound && !free_.empty()) {
+      const auto largest = std::prev(free_.end());
+      const std::int64_t size = largest->first;
+      if (device_ != Device::meta) system_free(largest->second.back(), size);
+      largest->second.pop_back();
+      if (largest->second.empty()) free_.erase(largest);
+      stats_.reserved -= size;
+    }
+  }
+
+  void count(std::int64_t size, Purpose purpose) {
+    const auto p = static_cast<std::size_t>(purpose);
+    stats_.live += size;
+    stats_.peak_live = std::max(stats_.peak_live, stats_.live);
+    stats_.live_by_purpose[p] += size;
+    stats_.peak_by_purpose[p] = std::max(stats_.peak_by_purpose[p], stats_.live_by_purpose[p]);
+  }
+
+  Device device_;
+  std::mutex mutex_;
+  std::map<std::int64_t, std::vector<void*>> free_;
+  MemoryStats stats_;
+};
+
+// Never destroyed: tensors of static lifetime may outlive every other object.
+Pool& pool_of(Device device) {
+  static Pool& cpu = *new Pool(Device::cpu);
+  static Pool& meta = *new Pool(Device::meta);
+  if (device == Device::cuda) fail("this build has no CUDA memory");
+  return device == Device::meta ? meta : cpu;
+}
+
+Purpose& current_purpose() {
+  static thread_local Purpose purpose = Purpose::activations;
+  return purpose;
+}
+
+}  // namespace
+
+std::string_view name_of(Purpose purpose) {
+  constexpr std::array<std::string_view, kPurposes> kNames{"weights", "gradients", "moments", "activations",
+                                                           "workspace"};
+  return kNames.at(static_cast<std::size_t>(purpose));
+}
+
+MemoryStats memory_stats(Device device) { return pool_of(device).stats(); }
+
+void reset_memory_peaks(Device device) { pool_of(device).reset_peaks(); }
+
+std::string memory_report(const MemoryStats& stats) {
+  constexpr double kMiB = 1024.0 * 1024.0;
+  std::string report;
+  for (std::size_t p = 0; p < kPurposes; ++p) {
+    report += fmt::format("  {:<12} {:>10.1f} MiB (peak {:.1f})\n", name_of(static_cast<Purpose>(p)),
+                          static_cast<double>(stats.live_by_purpose[p]) / kMiB,
+                          static_cast<double>(stats.peak_by_purpose[p]) / kMiB);
+  }
+  return report + fmt::format("  {:<12} {:>10.1f} MiB (peak {:.1f}, with the pool's free blocks {:.1f})\n", "all",
+                              static_cast<double>(stats.live) / kMiB, static_cast<double>(stats.peak_live) / kMiB,
+                              static_cast<double>(stats.peak_reserved) / kMiB);
+}
+
+PurposeScope::PurposeScope(Purpose purpose) : before_(current_purpose()) { current_purpose() = purpose; }
+
+PurposeScope::~PurposeScope() { current_purpose() = before_; }
+
+Storage::Storage(Device device, std::int64_t bytes)
+    : bytes_(block_size(bytes)), device_(device), purpose_(current_purpose()) {
+  data_ = pool_of(device).take(bytes_, purpose_);
+}
+
+Storage::Storage(void* data, std::int64_t bytes, std::shared_ptr<const void> owner)
+    : data_(data), bytes_(bytes), owner_(std::move(owner)) {}
+
+void Storage::retag(Purpose purpose) {
+  if (owner_ == nullptr) pool_of(device_).retag(bytes_, purpose_, purpose);
+  purpose_ = purpose;
+}
+
+Storage::~Storage() {
+  if (owner_ == nullptr) pool_of(device_).give(data_, bytes_, purpose_);
+}
+
+}  // namespace ridge

@@ -1,0 +1,183 @@
+#include "core/models/llama.h"
+
+#include <cmath>
+
+#include "core/autograd.h"
+#include "core/base/stream.h"
+#include "core/ops/activation.h"
+#include "core/ops/attention.h"
+#include "core/ops/elementwise.h"
+#include "core/ops/embedding.h"
+#include "core/ops/norm.h"
+#include "core/ops/shape.h"
+#include "kernels/fill.h"
+
+namespace ridge::models {
+namespace {
+
+std::unique_ptr<nn::Linear> dense(std::int64_t in, std::int64_t out, bool bias, DType dtype, Device device) {
+  return std::make_unique<nn::DenseLinear>(in, out, bias, dtype, device);
+}
+
+}  // namespace
+
+// One transformer block. H query heads, G key-value heads, D head dim.
+struct Llama::Block {
+  Tensor attention_norm, mlp_norm;  // [C]
+  std::unique_ptr<nn::Linear> q, k, v, o;
+  std::unique_ptr<nn::Linear> gate, up, down;
+
+  Block(const ModelConfig& c, DType dtype, Device device)
+      : q(dense(c.hidden_size, c.heads * c.head_dim, c.qkv_bias, dtype, device)),
+        k(dense(c.hidden_size, c.kv_heads * c.head_dim, c.qkv_bias, dtype, device)),
+        v(dense(c.hidden_size, c.kv_heads * c.head_dim, c.qkv_bias, dtype, device)),
+        o(dense(c.heads * c.head_dim, c.hidden_size, c.output_bias, dtype, device)),
+        gate(dense(c.hidden_size, c.intermediate_size, c.mlp_bias, dtype, device)),
+        up(dense(c.hidden_size, c.intermediate_size, c.mlp_bias, dtype, device)),
+        down(dense(c.intermediate_size, c.hidden_size, c.mlp_bias, dtype, device)) {
+    const PurposeScope purpose(Purpose::weights);
+    attention_norm = Tensor::full({c.hidden_size}, 1, dtype, device);
+    mlp_norm = Tensor::full({c.hidden_size}, 1, dtype, device);
+  }
+
+  Tensor attend(const ModelConfig& c, std::int64_t layer, const Tensor& x_BTC, const nn::RotaryTable::Tables& rotary,
+                nn::KvCache* cache) const {
+    const std::int64_t B = x_BTC.dim(0), T = x_BTC.dim(1);
+    const std::int64_t past = cache ? cache->length() : 0;
+    const Tensor cos = rotary.cos.sliced(0, past, past + T), sin = rotary.sin.sliced(0, past, past + T);
+    Tensor q_BTHD = ops::rotary(ops::reshape(q->forward(x_BTC), {B, T, c.heads, c.head_dim}), cos, sin);
+    Tensor k_BSGD = ops::rotary(ops::reshape(k->forward(x_BTC), {B, T, c.kv_heads, c.head_dim}), cos, sin);
+    Tensor v_BSGD = ops::reshape(v->forward(x_BTC), {B, T, c.kv_heads, c.head_dim});
+    if (cache != nullptr) {
+      cache->append(layer, k_BSGD, v_BSGD);
+      k_BSGD = cache->keys(layer, T);
+      v_BSGD = cache->values(layer, T);
+    }
+    kernels::AttentionOptions options;
+    options.scale = 1 / std::sqrt(static_cast<double>(c.head_dim));
+    options.window = c.window(layer);
+    const Tensor y = ops::attention(q_BTHD, k_BSGD, v_BSGD, options);
+    return o->forward(ops::reshape(y, {B, T, c.heads * c.head_dim}));
+  }
+
+  Tensor feed_forward(const ModelConfig& c, const Tensor& x_BTC) const {
+    const Tensor g = gate->forward(x_BTC), u = up->forward(x_BTC);
+    if (c.activation == "silu") return down->forward(ops::swiglu(g, u));
+    return down->forward(ops::mul(c.activation == "gelu" ? ops::gelu(g) : ops::gelu_tanh(g), u));
+  }
+
+  Tensor forward(const ModelConfig& c, std::int64_t layer, const Tensor& x_BTC, const nn::RotaryTable::Tables& rotary,
+                 nn::KvCache* cache) const {
+    const Tensor a = ops::rms_norm(x_BTC, attention_norm, c.rms_norm_eps);
+    const Tensor h = ops::add(x_BTC, attend(c, layer, a, rotary, cache));
+    return ops::add(h, feed_forward(c, ops::rms_norm(h, mlp_norm, c.rms_norm_eps)));
+  }
+
+  std::vector<nn::LinearSlot> linears(const std::string& path) {
+    return {{path + ".self_attn.q_proj", &q}, {path + ".self_attn.k_proj", &k}, {path + ".self_attn.v_proj", &v},
+            {path + ".self_attn.o_proj", &o}, {path + ".mlp.gate_proj", &gate}, {path + ".mlp.up_proj", &up},
+            {path + ".mlp.down_proj", &down}};
+  }
+};
+
+Llama::Llama(ModelConfig config, DType dtype, Device device)
+    : config_(std::move(config)), dtype_(dtype), device_(device), rotary_(config_.rope) {
+  const PurposeScope purpose(Purpose::weights);
+  embedding_ = Tensor::empty({config_.vocab_size, config_.hidden_size}, dtype, device);
+  for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
+    blocks_.push_back(std::make_unique<Block>(config_, dtype, device));
+  }
+  norm_ = Tensor::full({config_.hidden_size}, 1, dtype, device);
+  if (config_.tied) {
+    head_ = std::make_unique<nn::TiedLinear>(embedding_);
+  } else {
+    head_ = dense(config_.hidden_size, config_.vocab_size, false, dtype, device);
+  }
+}
+
+Llama::~Llama() = default;
+
+Tensor Llama::run_block(std::int64_t layer, const Tensor& x_BTC, nn::KvCache* cache) {
+  const Block& block = *blocks_[static_cast<std::size_t>(layer)];
+  const std::int64_t positions = (cache ? cache->length() : 0) + x_BTC.dim(1);
+  const auto tables = rotary_.get(positions, device_);
+  if (!recompute_ || cache != nullptr) return block.forward(config_, layer, x_BTC, tables, cache);
+  const auto again = [this, &block, layer, tables](const std::vector<Tensor>& x) {
+    return block.forward(config_, layer, x[0], tables, nullptr);
+  };
+  return autograd::recompute(again, {x_BTC});
+}
+
+Tensor Llama::hidden(const Tensor& ids_BT, nn::KvCache* cache) {
+  check(ids_BT.ndim() == 2, "ids of [B, T]");
+  Tensor x_BTC = ops::embedding(embedding_, ids_BT);
+  for (std::int64_t layer = 0; layer < config_.layers; ++layer) x_BTC = run_block(layer, x_BTC, cache);
+  if (cache != nullptr) cache->advance(ids_BT.dim(1));
+  return ops::rms_norm(x_BTC, norm_, config_.rms_norm_eps);
+}
+
+Tensor Llama::logits(const Tensor& ids_BT, nn::KvCache* cache) { return head_->forward(hidden(ids_BT, cache)); }
+
+Tensor Llama::loss(const Tensor& ids_BT, const Tensor& targets_BT, double scale) {
+  const Tensor h_RC = ops::reshape(hidden(ids_BT), {-1, config_.hidden_size});
+  return head_->cross_entropy(h_RC, targets_BT.as_contiguous().reshaped({-1}), scale);
+}
+
+Tensor Llama::token_losses(const Tensor& ids_BT, const Tensor& targets_BT) {
+  const autograd::NoGradScope no_grad;
+  const Tensor h_RC = hidden(ids_BT).reshaped({-1, config_.hidden_size});
+  return head_->token_losses(h_RC, targets_BT.as_contiguous().reshaped({-1}));
+}
+
+nn::Parameters Llama::parameters() {
+  nn::Parameters all{{"model.embed_tokens.weight", &embedding_}};
+  for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
+    const std::string path = fmt::format("model.layers.{}", layer);
+    Block& block = *blocks_[layer];
+    all.push_back({path + ".input_layernorm.weight", &block.attention_norm});
+    for (const nn::LinearSlot& linear : block.linears(path)) (*linear.slot)->collect(linear.path, all);
+    all.push_back({path + ".post_attention_layernorm.weight", &block.mlp_norm});
+  }
+  all.push_back({"model.norm.weight", &norm_});
+  head_->collect("lm_head", all);
+  return all;
+}
+
+std::vector<nn::LinearSlot> Llama::linears() {
+  std::vector<nn::LinearSlot> all;
+  for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
+    for (nn::LinearSlot& slot : blocks_[layer]->linears(fmt::format("model.layers.{}", layer))) all.push_back(std::move(slot));
+  }
+  if (!config_.tied) all.push_back({"lm_head", &head_});
+  return all;
+}
+
+void Llama::initialize(std::uint64_t seed) {
+  std::uint64_t index = 0;
+  for (const nn::Parameter& p : parameters()) {
+    const RandomKey key{mix_seed(seed, 0), index++};
+    Stream& stream = current_stream(device_);
+    visit_compute(dtype_, [&]<class T>(std::type_identity<T>) {
+      const bool matrix = p.value->ndim() == 2;
+      const bool bias = p.name.ends_with(".bias");
+      if (matrix) {
+        kernels::normal<T>(stream, p.value->view<T>(), 0, config_.initializer_range, key);
+      } else {
+        kernels::fill<T>(stream, p.value->view<T>(), bias ? 0 : 1);
+      }
+    });
+  }
+}
+
+void Llama::adopt(Device device) {
+  for (const nn::Parameter& p : parameters()) {
+    if (p.value->device() != device) fail("{} is on {}, not {}", p.name, name_of(p.value->device()), name_of(device));
+  }
+  device_ = device;
+}
+
+nn::KvCache Llama::make_cache(std::int64_t batch, std::int64_t capacity) const {
+  return nn::KvCache(config_.layers, batch, capacity, config_.kv_heads, config_.head_dim, dtype_, device_);
+}
+
+}  // namespace ridge::models

@@ -1,0 +1,57 @@
+#include "core/nn/linear.h"
+
+#include "core/autograd.h"
+#include "core/ops/linear.h"
+#include "core/ops/loss.h"
+#include "core/ops/shape.h"
+
+namespace ridge::nn {
+
+Tensor Linear::cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const {
+  return ops::cross_entropy(ops::cast(forward(hidden_RC), DType::f32), targets_R, scale);
+}
+
+Tensor Linear::token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const {
+  const autograd::NoGradScope no_grad;
+  const Tensor losses = Tensor::empty({hidden_RC.dim(0)}, DType::f32, hidden_RC.device());
+  for (std::int64_t r = 0; r < hidden_RC.dim(0); ++r) {
+    const Tensor loss = cross_entropy(hidden_RC.sliced(0, r, r + 1), targets_R.sliced(0, r, r + 1), 1);
+    losses.sliced(0, r, r + 1).copy_from(loss.reshaped({1}));
+  }
+  return losses;
+}
+
+DenseLinear::DenseLinear(std::int64_t in, std::int64_t out, bool bias, DType dtype, Device device) {
+  const PurposeScope purpose(Purpose::weights);
+  weight_ = Tensor::empty({out, in}, dtype, device);
+  if (bias) bias_ = Tensor::zeros({out}, dtype, device);
+}
+
+Tensor DenseLinear::forward(const Tensor& x) const { return ops::linear(x, weight_, bias_); }
+
+void DenseLinear::collect(const std::string& path, Parameters& out) {
+  out.push_back({path + ".weight", &weight_});
+  if (bias_.defined()) out.push_back({path + ".bias", &bias_});
+}
+
+Tensor DenseLinear::cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const {
+  if (bias_.defined()) return Linear::cross_entropy(hidden_RC, targets_R, scale);
+  return ops::linear_cross_entropy(hidden_RC, weight_, targets_R, scale);
+}
+
+Tensor DenseLinear::token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const {
+  if (bias_.defined()) return Linear::token_losses(hidden_RC, targets_R);
+  return ops::token_losses(hidden_RC, weight_, targets_R);
+}
+
+Tensor TiedLinear::forward(const Tensor& x) const { return ops::linear(x, *table_); }
+
+Tensor TiedLinear::cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const {
+  return ops::linear_cross_entropy(hidden_RC, *table_, targets_R, scale);
+}
+
+Tensor TiedLinear::token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const {
+  return ops::token_losses(hidden_RC, *table_, targets_R);
+}
+
+}  // namespace ridge::nn

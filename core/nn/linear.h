@@ -1,0 +1,58 @@
+// Linear layers: one interface, whatever the weight's format and whatever is added to it.
+#pragma once
+
+#include "core/nn/module.h"
+
+namespace ridge::nn {
+
+/// y [..., out] = x [..., in] W' + b. Adapters and quantized layers are further implementations.
+class Linear {
+ public:
+  virtual ~Linear() = default;
+  virtual Tensor forward(const Tensor& x) const = 0;
+  virtual std::int64_t in_features() const = 0;
+  virtual std::int64_t out_features() const = 0;
+  /// Appends this layer's parameters under `path`.
+  virtual void collect(const std::string& path, Parameters& out) = 0;
+
+  /// As an output layer: scale * sum of the rows' cross-entropy, hidden [R, in], targets [R] i32.
+  virtual Tensor cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const;
+  /// The rows' losses [R], without gradients.
+  virtual Tensor token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const;
+};
+
+/// A weight [out, in] in f32, bf16 or f64, with or without a bias [out].
+class DenseLinear final : public Linear {
+ public:
+  DenseLinear(std::int64_t in, std::int64_t out, bool bias, DType dtype, Device device);
+  Tensor forward(const Tensor& x) const override;
+  std::int64_t in_features() const override { return weight_.dim(1); }
+  std::int64_t out_features() const override { return weight_.dim(0); }
+  void collect(const std::string& path, Parameters& out) override;
+  Tensor cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const override;
+  Tensor token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const override;
+
+  Tensor& weight() { return weight_; }
+  Tensor& bias() { return bias_; }
+
+ private:
+  Tensor weight_;  // [out, in]
+  Tensor bias_;    // [out] or undefined
+};
+
+/// An output layer that is the embedding's table [V, C], which must outlive it.
+class TiedLinear final : public Linear {
+ public:
+  explicit TiedLinear(const Tensor& table_VC) : table_(&table_VC) {}
+  Tensor forward(const Tensor& x) const override;
+  std::int64_t in_features() const override { return table_->dim(1); }
+  std::int64_t out_features() const override { return table_->dim(0); }
+  void collect(const std::string&, Parameters&) override {}
+  Tensor cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const override;
+  Tensor token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const override;
+
+ private:
+  const Tensor* table_;
+};
+
+}  // namespace ridge::nn

@@ -1,0 +1,48 @@
+#include "core/ops/embedding.h"
+
+#include "core/autograd.h"
+#include "core/base/stream.h"
+#include "kernels/embedding.h"
+
+namespace ridge::ops {
+namespace {
+
+using autograd::Grads;
+using autograd::Needs;
+
+struct Embedding {
+  static constexpr const char* kName = "embedding";
+  Tensor ids;
+  Shape table_shape;
+
+  Tensor forward(const Tensor& table_VC) {
+    table_shape = table_VC.shape();
+    Shape shape = ids.shape();
+    shape.push_back(table_VC.dim(1));
+    const Tensor y = Tensor::empty(shape, table_VC.dtype(), table_VC.device());
+    visit_compute(y.dtype(), [&]<class T>(std::type_identity<T>) {
+      kernels::embedding<T>(current_stream(y.device()), table_VC.view<T>(), ids.reshaped({-1}).view<std::int32_t>(),
+                            y.reshaped({-1, y.dim(-1)}).view<T>());
+    });
+    return y;
+  }
+
+  Grads vjp(const Tensor& dy, const Needs&) {
+    const Tensor dy_NC = dy.as_contiguous().reshaped({-1, dy.dim(-1)});
+    Tensor dtable;
+    visit_compute(dy.dtype(), [&]<class T>(std::type_identity<T>) {
+      dtable = Tensor::zeros(table_shape, dtype_of<acc_t<T>>, dy.device());
+      kernels::embedding_backward<T>(current_stream(dy.device()), dy_NC.view<T>(), ids.reshaped({-1}).view<std::int32_t>(),
+                                     dtable.view<acc_t<T>>());
+    });
+    return {dtable};
+  }
+};
+
+}  // namespace
+
+Tensor embedding(const Tensor& table_VC, const Tensor& ids) {
+  return autograd::apply(Embedding{ids.as_contiguous(), {}}, table_VC);
+}
+
+}  // namespace ridge::ops

@@ -1,0 +1,52 @@
+#include "core/ops/norm.h"
+
+#include "core/autograd.h"
+#include "core/base/stream.h"
+#include "kernels/rms_norm.h"
+
+namespace ridge::ops {
+namespace {
+
+using autograd::Grads;
+using autograd::Needs;
+
+struct RmsNorm {
+  static constexpr const char* kName = "rms_norm";
+  double eps;
+  Tensor x_RC, weight_C, inv_rms_R;
+  Shape shape;
+
+  Tensor forward(const Tensor& x, const Tensor& weight) {
+    shape = x.shape();
+    weight_C = weight;
+    x_RC = x.as_contiguous().reshaped({-1, x.dim(-1)});
+    const Tensor y = Tensor::empty(x_RC.shape(), x.dtype(), x.device());
+    visit_compute(x.dtype(), [&]<class T>(std::type_identity<T>) {
+      inv_rms_R = Tensor::empty({x_RC.dim(0)}, dtype_of<acc_t<T>>, x.device());
+      kernels::rms_norm<T>(current_stream(x.device()), x_RC.view<T>(), weight.view<T>(), y.view<T>(),
+                           inv_rms_R.view<acc_t<T>>(), eps);
+    });
+    return y.reshaped(shape);
+  }
+
+  Grads vjp(const Tensor& dy, const Needs& needs) {
+    const Tensor dy_RC = dy.as_contiguous().reshaped(x_RC.shape());
+    const Tensor dx = Tensor::empty(x_RC.shape(), x_RC.dtype(), x_RC.device());
+    Tensor dweight;
+    visit_compute(x_RC.dtype(), [&]<class T>(std::type_identity<T>) {
+      using Acc = acc_t<T>;
+      if (needs[1]) dweight = Tensor::empty(weight_C.shape(), dtype_of<Acc>, dx.device());
+      kernels::rms_norm_backward<T>(current_stream(dx.device()), dy_RC.view<T>(), x_RC.view<T>(), weight_C.view<T>(),
+                                    inv_rms_R.view<Acc>(), dx.view<T>(), needs[1] ? dweight.view<Acc>() : View<Acc>());
+    });
+    return {dx.reshaped(shape), dweight};
+  }
+};
+
+}  // namespace
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight_C, double eps) {
+  return autograd::apply(RmsNorm{eps, {}, {}, {}, {}}, x, weight_C);
+}
+
+}  // namespace ridge::ops
