@@ -1,0 +1,145 @@
+#include "kernels/cross_entropy.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/base/launch.h"
+#include "core/base/threads.h"
+#include "kernels/element.h"
+#include "kernels/vector_math.h"
+
+namespace ridge::kernels {
+namespace {
+
+constexpr std::int64_t kChunk = 2048;  // logits of one step of the online softmax: stays in L1
+constexpr std::int64_t kElementsPerTask = 65536;
+
+std::int64_t rows_per_task(std::int64_t vocabulary) {
+  return std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, vocabulary));
+}
+
+template <class T>
+acc_t<T> maximum(const T* x, std::int64_t n) {
+  acc_t<T> m = -std::numeric_limits<acc_t<T>>::infinity();
+#pragma omp simd reduction(max : m)
+  for (std::int64_t i = 0; i < n; ++i) m = load(x[i]) > m ? load(x[i]) : m;
+  return m;
+}
+
+template <class T>
+acc_t<T> sum_of_exp(const T* x, acc_t<T> shift, std::int64_t n) {
+  acc_t<T> sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < n; ++i) sum += vexp(load(x[i]) - shift);
+  return sum;
+}
+
+/// log(sum(exp(x))) in one pass over memory. NaN spreads: it never wins the maximum but enters the sum.
+template <class T>
+acc_t<T> log_sum_exp(const T* x, std::int64_t n) {
+  using A = acc_t<T>;
+  A top = -std::numeric_limits<A>::infinity(), sum = 0;
+  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
+    const std::int64_t count = std::min(kChunk, n - begin);
+    const A chunk_top = maximum(x + begin, count);
+    if (chunk_top > top) {
+      sum *= std::exp(top - chunk_top);
+      top = chunk_top;
+    }
+    const A shift = top == -std::numeric_limits<A>::infinity() ? A(0) : top;
+    sum += sum_of_exp(x + begin, shift, count);
+  }
+  return top + std::log(sum);
+}
+
+/// dlogits = exp(logit - lse) * dloss
+template <class T>
+void softmax_gradient(const T* logits, acc_t<T> lse, acc_t<T> dloss, T* dlogits, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) store(dlogits[i], vexp(load(logits[i]) - lse) * dloss);
+}
+
+void check_targets(View<const std::int32_t> targets_R, std::int64_t vocabulary) {
+  for (std::int64_t r = 0; r < targets_R.dim(0); ++r) {
+    const std::int64_t id = targets_R(r);
+    require(id == kIgnoreIndex || (id >= 0 && id < vocabulary),
+            "cross entropy: target {} in row {} is outside the vocabulary of {} ids (only {} is ignored): "
+            "check that tokenizer and model belong together",
+            id, r, vocabulary, kIgnoreIndex);
+  }
+}
+
+template <class T>
+void check_shapes(View<const T> logits_RV, View<const std::int32_t> targets_R, const Shape& per_row) {
+  check(logits_RV.ndim() == 2 && logits_RV.rows_dense(),
+        "cross_entropy: logits [rows, vocabulary], dense rows");
+  const Shape rows{logits_RV.dim(0)};
+  check(targets_R.shape == rows && per_row == rows, "cross_entropy: one target and one result a row");
+}
+
+}  // namespace
+
+template <class T>
+void cross_entropy(Stream& stream, View<const T> logits_RV, View<const std::int32_t> targets_R,
+                   View<acc_t<T>> loss_R, View<acc_t<T>> lse_R) {
+  check_shapes(logits_RV, targets_R, loss_R.shape);
+  check(lse_R.shape == loss_R.shape, "cross_entropy: one lse a row");
+  const std::int64_t rows = logits_RV.dim(0), vocabulary = logits_RV.dim(1);
+  const double bytes = logits_RV.bytes() + targets_R.bytes() + loss_R.bytes() + lse_R.bytes();
+  launch(stream, "cross_entropy", Work{4 * static_cast<double>(rows * vocabulary), bytes}, [&] {
+    check_targets(targets_R, vocabulary);
+    parallel_for(rows, rows_per_task(vocabulary), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        const acc_t<T> lse = log_sum_exp(&logits_RV(r), vocabulary);
+        const std::int32_t target = targets_R(r);
+        lse_R(r) = lse;
+        loss_R(r) = target == kIgnoreIndex ? acc_t<T>(0) : lse - load(logits_RV(r, target));
+      }
+    });
+  });
+}
+
+template <class T>
+void cross_entropy_backward(Stream& stream, View<const T> logits_RV, View<const std::int32_t> targets_R,
+                            View<const acc_t<T>> lse_R, View<const acc_t<T>> dloss_R, View<T> dlogits_RV) {
+  check_shapes(logits_RV, targets_R, lse_R.shape);
+  check(dloss_R.shape == lse_R.shape && dlogits_RV.shape == logits_RV.shape && dlogits_RV.rows_dense(),
+        "cross_entropy: gradients as the values");
+  const std::int64_t rows = logits_RV.dim(0), vocabulary = logits_RV.dim(1);
+  const double bytes =
+      logits_RV.bytes() + targets_R.bytes() + lse_R.bytes() + dloss_R.bytes() + dlogits_RV.bytes();
+  launch(stream, "cross_entropy_backward", Work{3 * static_cast<double>(rows * vocabulary), bytes}, [&] {
+    check_targets(targets_R, vocabulary);
+    parallel_for(rows, rows_per_task(vocabulary), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        T* dlogits = &dlogits_RV(r);
+        const std::int32_t target = targets_R(r);
+        if (target == kIgnoreIndex) {
+          std::fill_n(dlogits, vocabulary, T(0));
+          continue;
+        }
+        const acc_t<T> at_target = std::expm1(load(logits_RV(r, target)) - lse_R(r)) * dloss_R(r);
+        softmax_gradient(&logits_RV(r), lse_R(r), dloss_R(r), dlogits, vocabulary);
+        store(dlogits[target], at_target);
+      }
+    });
+  });
+}
+
+template void cross_entropy<float>(Stream&, View<const float>, View<const std::int32_t>, View<float>,
+                                   View<float>);
+template void cross_entropy_backward<float>(Stream&, View<const float>, View<const std::int32_t>,
+                                            View<const float>, View<const float>, View<float>);
+
+template void cross_entropy<double>(Stream&, View<const double>, View<const std::int32_t>, View<double>,
+                                    View<double>);
+template void cross_entropy_backward<double>(Stream&, View<const double>, View<const std::int32_t>,
+                                             View<const double>, View<const double>, View<double>);
+
+template void cross_entropy<bf16>(Stream&, View<const bf16>, View<const std::int32_t>, View<float>,
+                                  View<float>);
+template void cross_entropy_backward<bf16>(Stream&, View<const bf16>, View<const std::int32_t>,
+                                           View<const float>, View<const float>, View<bf16>);
+
+}  // namespace ridge::kernels
