@@ -1,0 +1,157 @@
+// What the attention kernels share: the query rows of one key-value head, which keys each sees, scratch
+// memory.
+//
+// The (H / G) * T queries that read one key-value head are numbered r = (query head in the group) * T + t,
+// and cut into blocks; a block does not care where one head ends and the next begins.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "core/base/dtype.h"
+#include "core/base/memory.h"
+#include "core/base/view.h"
+#include "kernels/attention.h"
+#include "kernels/element.h"
+#include "kernels/register_tile.h"
+
+namespace ridge::kernels::attention_detail {
+
+inline constexpr std::int64_t kKeys = 64;  // keys a tile
+
+/// The keys begin <= j < end.
+struct KeyRange {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
+/// Extents and the mask; no data.
+struct Problem {
+  std::int64_t batch, queries, keys, heads, groups, head_dim;
+  AttentionOptions options;  // q_offset resolved
+
+  std::int64_t rows() const { return heads / std::max<std::int64_t>(1, groups) * queries; }
+  std::int64_t head_of(std::int64_t g, std::int64_t row) const {
+    return g * (heads / groups) + row / queries;
+  }
+  KeyRange visible(std::int64_t row) const {
+    const std::int64_t position = options.q_offset + row % queries;
+    const std::int64_t end = options.causal ? std::clamp<std::int64_t>(position + 1, 0, keys) : keys;
+    const std::int64_t begin = options.window > 0 ? position + 1 - options.window : 0;
+    return {std::clamp<std::int64_t>(begin, 0, end), end};
+  }
+  /// The keys that some query sees: the visible ranges move with the position, so this is first to last.
+  KeyRange span() const {
+    if (queries == 0) return {};
+    const KeyRange first = visible(0), last = visible(queries - 1);
+    return {std::min(first.begin, last.begin), last.end};
+  }
+};
+
+/// Checks shapes, strides and options; an Error names what is wrong.
+template <class T>
+Problem problem_of(const View<const T>& q_BTHD, const View<const T>& k_BSGD, const View<const T>& v_BSGD,
+                   const AttentionOptions& options);
+
+/// Rows [first, first + count) of one batch entry and key-value head.
+struct RowBlock {
+  std::int64_t b, g, first, count;
+};
+
+/// The element (b, row's position, row's head, 0) of a [B, T, H, D] view.
+template <class T>
+T* row_of(const View<T>& x_BTHD, const Problem& problem, const RowBlock& block, std::int64_t row) {
+  return &x_BTHD(block.b, row % problem.queries, problem.head_of(block.g, row), 0);
+}
+
+/// 64-byte aligned scratch from the pool, counted as workspace.
+template <class A>
+class Scratch {
+ public:
+  explicit Scratch(std::int64_t count) : storage_(make(count)) {}
+  A* data() const { return static_cast<A*>(storage_.data()); }
+
+ private:
+  static Storage make(std::int64_t count) {
+    const PurposeScope scope(Purpose::workspace);
+    return Storage(Device::cpu, std::max<std::int64_t>(1, count) * static_cast<std::int64_t>(sizeof(A)));
+  }
+  Storage storage_;
+};
+
+/// Copies rows [begin, end) of x_BSGD[b, :, g] into tile[n, width], widened to A; zeros beyond D.
+template <class T, class A>
+void load_keys(const View<const T>& x_BSGD, std::int64_t b, std::int64_t g, std::int64_t begin,
+               std::int64_t end, std::int64_t width, A* tile) {
+  const std::int64_t head_dim = x_BSGD.dim(3);
+  for (std::int64_t j = begin; j < end; ++j) {
+    const T* __restrict from = &x_BSGD(b, j, g, 0);
+    A* __restrict to = tile + (j - begin) * width;
+#pragma omp simd
+    for (std::int64_t d = 0; d < head_dim; ++d) to[d] = load(from[d]);
+    for (std::int64_t d = head_dim; d < width; ++d) to[d] = A(0);
+  }
+}
+
+/// to[columns, rows] = from[rows, columns], both dense.
+template <class A>
+void turn(const A* __restrict from, std::int64_t rows, std::int64_t columns, A* __restrict to) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < columns; ++c) to[c * rows + r] = from[r * columns + c];
+  }
+}
+
+/// Up to kPanel<A> rows side by side, one a vector lane, with what each sees.
+template <class A>
+struct Panel {
+  static constexpr std::int64_t kWidth = kPanel<A>;
+  std::int64_t first = 0, count = 0;
+  std::int64_t columns = 0;                           // count rounded up to whole vectors
+  std::int32_t begin[kWidth] = {}, end[kWidth] = {};  // keys; lanes beyond count repeat the last row's
+  KeyRange any, all;                                  // keys that some row sees; that every row sees
+
+  Panel(const Problem& problem, std::int64_t first_row, std::int64_t rows) : first(first_row), count(rows) {
+    columns = round_up(count, kLanes<A>);
+    any = {std::numeric_limits<std::int64_t>::max(), 0};
+    all = {0, std::numeric_limits<std::int64_t>::max()};
+    for (std::int64_t r = 0; r < columns; ++r) {
+      const KeyRange seen = problem.visible(first + std::min(r, count - 1));
+      begin[r] = static_cast<std::int32_t>(seen.begin);
+      end[r] = static_cast<std::int32_t>(seen.end);
+      all = {std::max(all.begin, seen.begin), std::min(all.end, seen.end)};
+      if (seen.begin < seen.end) any = {std::min(any.begin, seen.begin), std::max(any.end, seen.end)};
+    }
+  }
+  bool sees_all(std::int64_t key_begin, std::int64_t key_end) const {
+    return all.begin <= key_begin && key_end <= all.end;
+  }
+};
+
+/// What the visible keys of a part of the cache contribute to some rows: exp(score - max) v summed, and its
+/// norm.
+template <class A>
+struct Partial {
+  A* out;  // [rows, width]
+  A* max;  // [rows]; -inf where no key is visible
+  A* sum;  // [rows]
+};
+
+/// Rows of one block: more reuse of a key tile with more, less scratch and more parallelism with fewer.
+template <class A>
+inline constexpr std::int64_t kBlockRows = 2 * kPanel<A>;
+/// Up to this many rows the decode kernel's dot products beat tiles of rows.
+inline constexpr std::int64_t kDecodeRows = 4;
+
+/// The block's rows against the keys in `range`. q is scaled on the way in.
+template <class T>
+void attend_tiles(const Problem& problem, const View<const T>& q_BTHD, const View<const T>& k_BSGD,
+                  const View<const T>& v_BSGD, const RowBlock& block, KeyRange range,
+                  const Partial<acc_t<T>>& result);
+/// The same for at most kDecodeRows rows: keys and values are read once, at the speed of memory.
+template <class T>
+void attend_decode(const Problem& problem, const View<const T>& q_BTHD, const View<const T>& k_BSGD,
+                   const View<const T>& v_BSGD, const RowBlock& block, KeyRange range,
+                   const Partial<acc_t<T>>& result);
+
+}  // namespace ridge::kernels::attention_detail
