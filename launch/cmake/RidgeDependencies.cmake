@@ -1,25 +1,14 @@
 # The libraries of the house. `ridge_dependencies` carries what the sources include.
-find_package(Threads REQUIRED)
-find_package(fmt REQUIRED)
-find_package(spdlog REQUIRED)
-find_package(nlohmann_json REQUIRED)
-find_package(CLI11 REQUIRED)
-find_package(yaml-cpp REQUIRED)
-find_package(Protobuf REQUIRED)
-find_package(MPI REQUIRED COMPONENTS C)
+include(${CMAKE_CURRENT_LIST_DIR}/RidgeFind.cmake)
 find_package(HDF5 REQUIRED COMPONENTS C)
-find_package(PkgConfig REQUIRED)
-pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
-pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
-pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
-pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
-pkg_check_modules(OPENBLAS REQUIRED IMPORTED_TARGET openblas)
 
 add_library(ridge_dependencies INTERFACE)
 target_link_libraries(ridge_dependencies INTERFACE
   fmt::fmt spdlog::spdlog nlohmann_json::nlohmann_json CLI11::CLI11 yaml-cpp protobuf::libprotobuf
   MPI::MPI_C PkgConfig::PCRE2 PkgConfig::UTF8PROC PkgConfig::XXHASH PkgConfig::ZSTD PkgConfig::OPENBLAS
   ${HDF5_C_LIBRARIES} Threads::Threads)
+# MPI's C++ bindings are gone from the standard: only the C interface is used.
+target_compile_definitions(ridge_dependencies INTERFACE OMPI_SKIP_MPICXX=1)
 target_include_directories(ridge_dependencies SYSTEM INTERFACE ${HDF5_C_INCLUDE_DIRS} ${Protobuf_INCLUDE_DIRS})
 
 # Generates NAME.pb.h under build/generated with the source's relative path, and compiles it without our warnings.
