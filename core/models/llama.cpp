@@ -118,6 +118,12 @@ Tensor Llama::hidden(const Tensor& ids_BT, nn::KvCache* cache) {
 
 Tensor Llama::logits(const Tensor& ids_BT, nn::KvCache* cache) { return head_->forward(hidden(ids_BT, cache)); }
 
+Tensor Llama::last_logits(const Tensor& ids_BT, nn::KvCache* cache) {
+  const Tensor h_BTC = hidden(ids_BT, cache);
+  const Tensor last_BC = ops::reshape(ops::slice(h_BTC, 1, h_BTC.dim(1) - 1, h_BTC.dim(1)), {-1, config_.hidden_size});
+  return head_->forward(last_BC);
+}
+
 Tensor Llama::loss(const Tensor& ids_BT, const Tensor& targets_BT, double scale) {
   const Tensor h_RC = ops::reshape(hidden(ids_BT), {-1, config_.hidden_size});
   return head_->cross_entropy(h_RC, targets_BT.as_contiguous().reshaped({-1}), scale);

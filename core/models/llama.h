@@ -25,6 +25,8 @@ class Llama {
   Tensor hidden(const Tensor& ids_BT, nn::KvCache* cache = nullptr);
   /// [B, T, V]
   Tensor logits(const Tensor& ids_BT, nn::KvCache* cache = nullptr);
+  /// [B, V], of the last token alone.
+  Tensor last_logits(const Tensor& ids_BT, nn::KvCache* cache);
   /// scale * sum of the targets' cross-entropy; targets [B, T] i32, -100 is ignored.
   Tensor loss(const Tensor& ids_BT, const Tensor& targets_BT, double scale);
   /// Losses [B * T], without gradients.
