@@ -73,6 +73,8 @@ class AtomicFile {
   void commit();
 
   const std::string& path() const { return path_; }
+  /// The name until commit(), for libraries that open files by name.
+  const std::string& temporary_path() const { return temporary_; }
 
  private:
   std::string path_, temporary_;
