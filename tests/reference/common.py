@@ -7,6 +7,8 @@ import pathlib
 import platform
 import re
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
+
 import peft
 import safetensors.torch
 import tokenizers
