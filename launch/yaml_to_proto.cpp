@@ -2,7 +2,6 @@
 
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/message.h>
-#include <utf8proc.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include "core/base/error.h"
 #include "launch/proto_fields.h"
 #include "launch/run_config.pb.h"
+#include "launch/yaml_text.h"
 
 namespace ridge {
 namespace {
@@ -21,19 +21,6 @@ namespace {
 using google::protobuf::Descriptor;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
-
-constexpr std::size_t kLargestDocument = 256 * 1024;  // bytes
-
-// Where a YAML text comes from: a file with lines, or one override.
-struct Source {
-  std::string name;
-  std::string_view text;
-  bool lines = true;
-  std::string at(const YAML::Mark& mark) const {
-    return lines && !mark.is_null() ? fmt::format("{}:{}: ", name, mark.line + 1) : name + ": ";
-  }
-  std::string at(const YAML::Node& node) const { return at(node.Mark()); }
-};
 
 std::string value_in_words(const YAML::Node& node) {
   if (node.IsMap()) return "a map";
@@ -63,7 +50,7 @@ bool parse_whole(std::string_view text, T& value) {
 
 class Reader {
  public:
-  Reader(Source source, const Message& root) : source_(std::move(source)), root_(*root.GetDescriptor()) {}
+  Reader(YamlSource source, const Message& root) : source_(std::move(source)), root_(*root.GetDescriptor()) {}
 
   void group(const YAML::Node& node, Message& message, const std::string& path) const;
   void field(const YAML::Node& node, Message& message, const FieldDescriptor& field,
@@ -88,25 +75,27 @@ class Reader {
   bool bool_of(const YAML::Node& node, const std::string& path) const;
   [[noreturn]] void expected(const std::string& what, const YAML::Node& got, const std::string& path) const;
 
-  Source source_;
+  YamlSource source_;
   const Descriptor& root_;
 };
 
 void Reader::expected(const std::string& what, const YAML::Node& got, const std::string& path) const {
   const bool text_for_number = got.IsScalar() && !is_plain(got);
-  fail_user("{}{} must be {}, got {}{}", source_.at(got), path, what, text_for_number ? "the text " : "",
+  fail_user("{}{} must be {}, got {}{}", at(source_, got), path, what, text_for_number ? "the text " : "",
             value_in_words(got));
 }
 
 void Reader::check_tag(const YAML::Node& node, const std::string& path) const {
   const std::string& tag = node.Tag();
   require(tag.empty() || tag == "?" || tag == "!", "{}{} has the tag {}: tags are not read here",
-          source_.at(node), path, quoted(tag));
+          at(source_, node), path, quoted(tag));
 }
 
 std::string Reader::text_of(const YAML::Node& node, const std::string& path) const {
   const std::string& text = node.Scalar();
-  require(text.find('\0') == std::string::npos, "{}{} holds a zero byte", source_.at(node), path);
+  // An escape in quotes can make what the file itself may not hold.
+  require(text_prefix(text) == text.size(), "{}{} holds a zero byte or one that is not UTF-8",
+          at(source_, node), path);
   return text;
 }
 
@@ -136,7 +125,7 @@ void Reader::scalar(const YAML::Node& node, Message& message, const FieldDescrip
   if (!node.IsScalar()) expected(type_in_words(limits), node, path);
   check_tag(node, path);
   const auto& r = *message.GetReflection();
-  const std::string where = source_.at(node);
+  const std::string where = at(source_, node);
   const auto set = [&](auto value, auto setter, auto adder) {
     field.is_repeated() ? (r.*adder)(&message, &field, value) : (r.*setter)(&message, &field, value);
   };
@@ -166,7 +155,7 @@ void Reader::list(const YAML::Node& node, Message& message, const FieldDescripto
   check_tag(node, path);
   const bool may_be_empty = !field.options().HasExtension(config::preset);
   require(may_be_empty || node.size() > 0, "{}{} is an empty list: give it values or leave it out",
-          source_.at(node), path);
+          at(source_, node), path);
   for (std::size_t i = 0; i < node.size(); ++i) {
     scalar(node[i], message, field, field, fmt::format("{}[{}]", path, i));
   }
@@ -191,7 +180,7 @@ void Reader::map_entry(const YAML::Node& key, const YAML::Node& value, Message& 
   check_number(field,
                whole ? static_cast<double>(v.GetInt64(*entry, &map_value(field)))
                      : v.GetDouble(*entry, &map_value(field)),
-               source_.at(value), here);
+               at(source_, value), here);
 }
 
 void Reader::map(const YAML::Node& node, Message& message, const FieldDescriptor& field,
@@ -202,14 +191,15 @@ void Reader::map(const YAML::Node& node, Message& message, const FieldDescriptor
   std::set<std::string> seen;
   for (const auto& entry : node) {
     const std::string name = key_of(entry.first, path);
-    require(seen.insert(name).second, "{}{} is given twice", source_.at(entry.first), dotted(path, name));
+    require(seen.insert(name).second, "{}{} is given twice", at(source_, entry.first), dotted(path, name));
     map_entry(entry.first, entry.second, message, field, path);
   }
 }
 
 std::string Reader::key_of(const YAML::Node& key, const std::string& path) const {
   const std::string owner = path.empty() ? "the config" : path;
-  require(key.IsScalar(), "{}{} has {} for the name of a field", source_.at(key), owner, value_in_words(key));
+  require(key.IsScalar(), "{}{} has {} for the name of a field", at(source_, key), owner,
+          value_in_words(key));
   return text_of(key, owner);
 }
 
@@ -240,11 +230,11 @@ void Reader::group(const YAML::Node& node, Message& message, const std::string& 
   for (const auto& entry : node) {
     const std::string name = key_of(entry.first, path);
     const std::string here = dotted(path, name);
-    const FieldDescriptor& found = find(message, name, path, source_.at(entry.first));
-    require(seen.insert(name).second, "{}{} is given twice", source_.at(entry.first), here);
+    const FieldDescriptor& found = find(message, name, path, at(source_, entry.first));
+    require(seen.insert(name).second, "{}{} is given twice", at(source_, entry.first), here);
     if (entry.second.IsNull()) {
       require(is_written_null(entry.second, source_.text),
-              "{}{} has no value: give {}, or null to leave it unset", source_.at(entry.first), here,
+              "{}{} has no value: give {}, or null to leave it unset", at(source_, entry.first), here,
               type_in_words(found));
       message.GetReflection()->ClearField(&message, &found);
     } else {
@@ -253,38 +243,11 @@ void Reader::group(const YAML::Node& node, Message& message, const std::string& 
   }
 }
 
-void check_text(std::string_view text, const std::string& name) {
-  require(text.size() <= kLargestDocument, "{}: {} bytes of YAML, a run config has at most {}", name,
-          text.size(), kLargestDocument);
-  const auto* at = reinterpret_cast<const utf8proc_uint8_t*>(text.data());
-  const auto* const begin = at;
-  for (auto left = static_cast<utf8proc_ssize_t>(text.size()); left > 0;) {
-    utf8proc_int32_t code = 0;
-    const utf8proc_ssize_t used = utf8proc_iterate(at, left, &code);
-    require(used > 0 && code != 0, "{}: not a text file: byte {} is {}", name, at - begin,
-            used > 0 ? "zero" : "not UTF-8");
-    at += used;
-    left -= used;
-  }
-}
-
-YAML::Node load_yaml(std::string_view text, const Source& source) {
-  check_text(text, source.name);
-  try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(text));
-    require(documents.size() <= 1, "{}: {} YAML documents, expected one", source.name, documents.size());
-    return documents.empty() ? YAML::Node() : documents.front();
-  } catch (const YAML::Exception& e) {
-    fail_user("{}not valid YAML: {}", source.at(e.mark), e.msg);
-  }
-}
-
 // An override's value: raw text for a text field, so that it needs no quotes; YAML for the others.
-YAML::Node override_value(const FieldDescriptor& field, const std::string& text, const Source& source) {
+YAML::Node override_value(const FieldDescriptor& field, const std::string& text, const YamlSource& source) {
   const bool is_text = field.cpp_type() == FieldDescriptor::CPPTYPE_STRING && !field.is_repeated();
   const bool is_quoted = text.starts_with('"') || text.starts_with('\'');
   if (!is_text || is_quoted || text == "null" || text == "~") return load_yaml(text, source);
-  check_text(text, source.name);
   return YAML::Node(text);
 }
 
@@ -295,16 +258,17 @@ std::string preset_source(const FieldDescriptor& field) {
 }  // namespace
 
 void merge_yaml(std::string_view text, std::string_view name, Message& message) {
-  const Source source{std::string(name), text};
+  const YamlSource source{std::string(name), text};
   const YAML::Node node = load_yaml(text, source);
   if (node.IsNull()) return;
-  require(node.IsMap(), "{}must hold fields such as 'train: ...', got {}", source.at(node),
+  require(node.IsMap(), "{}must hold fields such as 'train: ...', got {}", at(source, node),
           value_in_words(node));
   Reader(source, message).group(node, message, "");
 }
 
 void merge_override(std::string_view assignment, Message& message) {
-  Source source{fmt::format("override {}", quoted(assignment)), {}, false};
+  YamlSource source{fmt::format("override {}", quoted(assignment)), {}, false};
+  check_text(assignment, source);
   const std::size_t equals = assignment.find('=');
   require(equals != std::string_view::npos && equals > 0, "{}: write it as a.b=value", source.name);
   const std::string value(assignment.substr(equals + 1));
@@ -344,7 +308,7 @@ void fill_presets(Message& message) {
       fill_presets(*r.MutableMessage(&message, &field));
     } else if (!set && field.options().HasExtension(config::preset)) {
       const std::string& text = field.options().GetExtension(config::preset);
-      const Source source{preset_source(field), text, false};
+      const YamlSource source{preset_source(field), text, false};
       const YAML::Node value = load_yaml(text, source);
       Reader(source, message).field(value, message, field, field.name());
     }

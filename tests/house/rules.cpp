@@ -178,8 +178,9 @@ Findings opening_findings(const Tree& tree) {
 
 Findings forbidden_call_findings(const Tree& tree) {
   static const std::regex kEnvironment(R"(\b(secure_getenv|getenv|environ)\b)");
+  // A plain abort() may be a member, as a communicator's is.
   static const std::regex kEnding(
-      R"((^|[^\w.>])(std::|::)?(exit|_exit|_Exit|quick_exit|abort|terminate)\s*\()");
+      R"((^|[^\w.>:])((std::|::)?(exit|_exit|_Exit|quick_exit)|(std)?::(abort|terminate))\s*\()");
   Findings out;
   for (const auto& [file, text] : tree) {
     if (is_test(file) || !is_cpp(file)) continue;

@@ -203,6 +203,7 @@ TEST(RunConfig, OverridesFollowTheSameRules) {
 
 TEST(RunConfig, BadOverridesAreNamed) {
   EXPECT_EQ(parse_error("", {"lr"}), "override \"lr\": write it as a.b=value");
+  EXPECT_NE(parse_error("", {"lora.rank_pattern.\xff=3"}).find("byte 18 is not UTF-8"), std::string::npos);
   EXPECT_EQ(parse_error("", {"=3"}), "override \"=3\": write it as a.b=value");
   EXPECT_EQ(parse_error("", {"optim.lr.x=3"}),
             "override \"optim.lr.x=3\": optim.lr is a number and has no field 'x'");
@@ -216,11 +217,16 @@ TEST(RunConfig, BadOverridesAreNamed) {
 TEST(RunConfig, HostileYamlIsAUserError) {
   EXPECT_NE(parse_error("a: [").find("run.yaml:1: not valid YAML"), std::string::npos);
   EXPECT_NE(parse_error("- a\n").find("must hold fields"), std::string::npos);
-  EXPECT_NE(parse_error("train: {}\n---\ntrain: {}\n").find("2 YAML documents"), std::string::npos);
+  EXPECT_NE(parse_error("train: {}\n---\ntrain: {}\n").find("more than one YAML document"),
+            std::string::npos);
+  EXPECT_NE(parse_error("output: a\n, b: c ]").find("run.yaml:"), std::string::npos);
+  EXPECT_NE(parse_error(",mode: ~").find("run.yaml: more than one YAML document"), std::string::npos);
   EXPECT_NE(parse_error("? [a, b]\n: c\n").find("for the name of a field"), std::string::npos);
   EXPECT_NE(parse_error("output: !!python/object x").find("has the tag"), std::string::npos);
   EXPECT_NE(parse_error(std::string("output: a\0b", 11)).find("byte 9 is zero"), std::string::npos);
-  EXPECT_NE(parse_error("output: \"a\\0b\"").find("output holds a zero byte"), std::string::npos);
+  EXPECT_NE(parse_error("output: \"a\\0b\"").find("output holds a zero byte or"), std::string::npos);
+  EXPECT_NE(parse_error("output: \"\\N\"").find("output holds a zero byte or one that is not"),
+            std::string::npos);
   EXPECT_NE(parse_error("output: \xff\xfe").find("byte 8 is not UTF-8"), std::string::npos);
   EXPECT_NE(parse_error("lora: &a {rank_pattern: *a}"), "no UserError");
   EXPECT_NE(parse_error("data: {train: " + std::string(100000, '[')), "no UserError");
