@@ -70,7 +70,7 @@ struct Backward {
     const std::int64_t unit = task / cuts, cut = task % cuts;
     const std::int64_t first = panels * cut / cuts * kWidth;
     const std::int64_t end = std::min(panels * (cut + 1) / cuts * kWidth, problem.rows());
-    return {unit / problem.groups, unit % problem.groups, first, end - first};
+    return {unit / problem.groups, unit % problem.groups, 1, first, end - first};
   }
 
   void load_panel(const RowBlock& rows, const Panel<A>& panel, const Memory<A>& m) const;
@@ -92,10 +92,10 @@ void Backward<T>::load_panel(const RowBlock& rows, const Panel<A>& panel, const 
   std::fill(m.lse, m.delta + kWidth, A(0));
   const A scale = static_cast<A>(problem.options.scale);
   for (std::int64_t r = 0; r < panel.count; ++r) {
-    const std::int64_t row = panel.first + r;
-    const T* __restrict q = row_of(x.q, problem, rows, row);
-    const T* __restrict grad = row_of(x.grad, problem, rows, row);
-    const T* __restrict o = row_of(x.o, problem, rows, row);
+    const std::int64_t row = panel.first + r, i = row - rows.first;
+    const T* __restrict q = row_of(x.q, problem, rows, i);
+    const T* __restrict grad = row_of(x.grad, problem, rows, i);
+    const T* __restrict o = row_of(x.o, problem, rows, i);
     A delta = 0;
 #pragma omp simd reduction(+ : delta)
     for (std::int64_t d = 0; d < problem.head_dim; ++d) {
@@ -166,7 +166,7 @@ template <class T>
 void Backward<T>::store_dq(const RowBlock& rows, const Panel<A>& panel, const Memory<A>& m) const {
   const A scale = static_cast<A>(problem.options.scale);
   for (std::int64_t r = 0; r < panel.count; ++r) {
-    T* __restrict to = row_of(x.dq, problem, rows, panel.first + r);
+    T* __restrict to = row_of(x.dq, problem, rows, panel.first - rows.first + r);
     const A* __restrict from = m.dq + r * width;
 #pragma omp simd
     for (std::int64_t d = 0; d < problem.head_dim; ++d) store(to[d], from[d] * scale);
@@ -178,8 +178,8 @@ void Backward<T>::run_task(const RowBlock& rows, const Memory<A>& m, const KeyGr
   std::fill(m.keys, m.keys + 2 * m.key_size, A(0));
   std::fill(sums.dk, sums.dk + m.key_size, A(0));
   std::fill(sums.dv, sums.dv + m.key_size, A(0));
-  load_keys(x.k, rows.b, rows.g, span.begin, span.end, width, m.keys);
-  load_keys(x.v, rows.b, rows.g, span.begin, span.end, width, m.values);
+  load_keys<T>({x.k, rows.b, rows.g}, span.begin, span.end, width, m.keys);
+  load_keys<T>({x.v, rows.b, rows.g}, span.begin, span.end, width, m.values);
   for (std::int64_t r = 0; r < rows.count; r += kWidth) {
     const Panel<A> panel(problem, rows.first + r, std::min(kWidth, rows.count - r));
     load_panel(rows, panel, m);
@@ -196,12 +196,13 @@ void Backward<T>::run_task(const RowBlock& rows, const Memory<A>& m, const KeyGr
 template <class T>
 void Backward<T>::store_keys(std::int64_t unit, const KeyGradients<A>& sums) const {
   const std::int64_t b = unit / problem.groups, g = unit % problem.groups;
+  const KeyRows<T> all_dk(x.dk, b, g), all_dv(x.dv, b, g);
   for (std::int64_t j = 0; j < problem.keys; ++j) {
     const bool seen = j >= span.begin && j < span.end;
     const A* __restrict from_k = sums.dk + (seen ? j - span.begin : 0) * width;
     const A* __restrict from_v = sums.dv + (seen ? j - span.begin : 0) * width;
-    T* __restrict dk = &x.dk(b, j, g, 0);
-    T* __restrict dv = &x.dv(b, j, g, 0);
+    T* __restrict dk = all_dk[j];
+    T* __restrict dv = all_dv[j];
 #pragma omp simd
     for (std::int64_t d = 0; d < problem.head_dim; ++d) {
       store(dk[d], seen ? from_k[d] : A(0));

@@ -1,93 +1,84 @@
-// Attention of a few rows against many keys: each key and value is read once, as vectors along the head dim,
-// and meets every row while it is in registers.
+// Attention of a few rows against many keys: each key and value is read once and in the order of memory, as
+// vectors along the head dim, and meets every row of its head while it is at hand.
 #include "kernels/attention_rows.h"
 #include "kernels/vector_math.h"
 
 namespace ridge::kernels::attention_detail {
 namespace {
 
+constexpr int kTogether = 4;         // keys, and rows, that are worked on at once
+constexpr std::int64_t kAhead = 16;  // keys from the prefetched one to the one in work
+
 template <class A>
 constexpr A kNothing = -std::numeric_limits<A>::infinity();
 
-template <class T>
-struct DecodeMemory {
+// scores[r, i] = q[r] . key[i]
+template <int kRows, int kCount, class T>
+void score_keys(const T* const* key, std::int64_t head_dim, const acc_t<T>* q, std::int64_t width,
+                acc_t<T>* scores) {
   using A = acc_t<T>;
-  std::int64_t width;
-  Scratch<A> all;
-  A* q = all.data();                    // [kDecodeRows, width]
-  A* scores = q + kDecodeRows * width;  // [kDecodeRows, kKeys]
-  explicit DecodeMemory(std::int64_t w) : width(w), all(kDecodeRows * (w + kKeys)) {}
-};
-
-// scores[r, j] = q[r] . key[j] for keys [begin, begin + n).
-template <int kRows, class T>
-void score(const View<const T>& k, const RowBlock& block, std::int64_t begin, std::int64_t n,
-           const acc_t<T>* q, std::int64_t width, acc_t<T>* scores) {
-  using A = acc_t<T>;
-  constexpr std::int64_t kWide = kLanes<A>;
-  const std::int64_t head_dim = k.dim(3), whole = head_dim / kWide * kWide;
-  for (std::int64_t j = 0; j < n; ++j) {
-    const T* __restrict key = &k(block.b, begin + j, block.g, 0);
-    A sums[kRows][kWide] = {};
-    for (std::int64_t d = 0; d < whole; d += kWide) {
-      for (int r = 0; r < kRows; ++r) {
-#pragma omp simd
-        for (int l = 0; l < kWide; ++l) sums[r][l] += load(key[d + l]) * q[r * width + d + l];
-      }
+  using V = typename VectorOf<A>::type;
+  V sums[kRows][kCount] = {};
+  std::int64_t d = 0;
+  for (; d + kLanes<A> <= head_dim; d += kLanes<A>) {
+    for (int i = 0; i < kCount; ++i) {
+      const V part = load_vector(key[i] + d);
+      for (int r = 0; r < kRows; ++r) sums[r][i] += part * load_vector(q + r * width + d);
     }
-    for (int r = 0; r < kRows; ++r) {
-      A total = 0;
-#pragma omp simd reduction(+ : total)
-      for (int l = 0; l < kWide; ++l) total += sums[r][l];
-      for (std::int64_t d = whole; d < head_dim; ++d) total += load(key[d]) * q[r * width + d];
-      scores[r * kKeys + j] = total;
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    if constexpr (kCount == 4 && kLanes<A> >= 4) {
+      sum_lanes_of_four(sums[r], scores + r * kKeys);
+    } else {
+      for (int i = 0; i < kCount; ++i) scores[r * kKeys + i] = sum_lanes<A>(sums[r][i]);
+    }
+  }
+  for (std::int64_t e = d; e < head_dim; ++e) {
+    for (int i = 0; i < kCount; ++i) {
+      for (int r = 0; r < kRows; ++r) scores[r * kKeys + i] += load(key[i][e]) * q[r * width + e];
     }
   }
 }
 
-// out[r] += sum over j of weights[r, j] value[j], four values at a time.
-template <int kRows, class T>
-void mix(const View<const T>& v, const RowBlock& block, std::int64_t begin, std::int64_t n,
-         const acc_t<T>* weights, std::int64_t width, acc_t<T>* out) {
+// out[r] += sum over i of weights[r, i] value[i]
+template <int kRows, int kCount, class T>
+void mix_values(const T* const* value, std::int64_t head_dim, const acc_t<T>* __restrict weights,
+                std::int64_t width, acc_t<T>* __restrict out) {
   using A = acc_t<T>;
-  const std::int64_t head_dim = v.dim(3);
-  std::int64_t j = 0;
-  for (; j + 4 <= n; j += 4) {
-    const T* __restrict v0 = &v(block.b, begin + j, block.g, 0);
-    const T* __restrict v1 = &v(block.b, begin + j + 1, block.g, 0);
-    const T* __restrict v2 = &v(block.b, begin + j + 2, block.g, 0);
-    const T* __restrict v3 = &v(block.b, begin + j + 3, block.g, 0);
+  using V = typename VectorOf<A>::type;
+  V weight[kRows][kCount];
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kCount; ++i) weight[r][i] = V{} + weights[r * kKeys + i];
+  }
+  std::int64_t d = 0;
+  for (; d + kLanes<A> <= head_dim; d += kLanes<A>) {
+    V part[kCount];
+    for (int i = 0; i < kCount; ++i) part[i] = load_vector(value[i] + d);
     for (int r = 0; r < kRows; ++r) {
-      const A* w = weights + r * kKeys + j;
-      const A w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
-      A* __restrict to = out + r * width;
-#pragma omp simd
-      for (std::int64_t d = 0; d < head_dim; ++d) {
-        to[d] += w0 * load(v0[d]) + w1 * load(v1[d]) + (w2 * load(v2[d]) + w3 * load(v3[d]));
-      }
+      V& to = *reinterpret_cast<V*>(out + r * width + d);
+      V sum = to;
+      for (int i = 0; i < kCount; ++i) sum += weight[r][i] * part[i];
+      to = sum;
     }
   }
-  for (; j < n; ++j) {
-    const T* __restrict value = &v(block.b, begin + j, block.g, 0);
-    for (int r = 0; r < kRows; ++r) {
-      const A w = weights[r * kKeys + j];
-      A* __restrict to = out + r * width;
-#pragma omp simd
-      for (std::int64_t d = 0; d < head_dim; ++d) to[d] += w * load(value[d]);
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kCount; ++i) {
+      for (std::int64_t e = d; e < head_dim; ++e)
+        out[r * width + e] += weights[r * kKeys + i] * load(value[i][e]);
     }
   }
 }
 
-// Hides keys that row r does not see, and turns its scores into exp(score - max); rescales what it had.
+// Hides keys that a row does not see, and turns its scores into exp(score - max); rescales what it had.
 template <class A>
 void soften(KeyRange seen, std::int64_t begin, std::int64_t n, std::int64_t width, A* __restrict scores,
             A* out, A& max, A& sum) {
+  for (std::int64_t j = 0; j < std::min(n, seen.begin - begin); ++j) scores[j] = kNothing<A>;
+  for (std::int64_t j = std::max<std::int64_t>(0, seen.end - begin); j < n; ++j) scores[j] = kNothing<A>;
   A peak = max;
 #pragma omp simd reduction(max : peak)
-  for (std::int64_t j = 0; j < n; ++j) {
-    scores[j] = begin + j >= seen.begin && begin + j < seen.end ? scores[j] : kNothing<A>;
-    peak = scores[j] > peak ? scores[j] : peak;
-  }
+  for (std::int64_t j = 0; j < n; ++j) peak = scores[j] > peak ? scores[j] : peak;
   const A base = peak == kNothing<A> ? A(0) : peak, keep = vexp(max - base);
   A total = 0;
 #pragma omp simd reduction(+ : total)
@@ -102,32 +93,96 @@ void soften(KeyRange seen, std::int64_t begin, std::int64_t n, std::int64_t widt
   max = peak;
 }
 
-template <int kRows, class T>
-void decode_rows(const Problem& problem, const View<const T>& k, const View<const T>& v,
-                 const RowBlock& block, KeyRange keys, const DecodeMemory<T>& memory,
-                 const Partial<acc_t<T>>& result) {
-  for (std::int64_t tile = keys.begin; tile < keys.end; tile += kKeys) {
-    const std::int64_t n = std::min(kKeys, keys.end - tile);
-    score<kRows>(k, block, tile, n, memory.q, memory.width, memory.scores);
-    for (int r = 0; r < kRows; ++r) {
-      soften(problem.visible(block.first + r), tile, n, memory.width, memory.scores + r * kKeys,
-             result.out + r * memory.width, result.max[r], result.sum[r]);
-    }
-    mix<kRows>(v, block, tile, n, memory.scores, memory.width, result.out);
+template <class T>
+void prefetch_row(const T* row, std::int64_t head_dim) {
+  const char* bytes = reinterpret_cast<const char*>(row);
+  for (std::int64_t at = 0; at < head_dim * static_cast<std::int64_t>(sizeof(T)); at += 64) {
+    __builtin_prefetch(bytes + at);
   }
 }
 
-// The part of `range` that some row of the block sees.
-KeyRange seen_part(const Problem& problem, const RowBlock& block, KeyRange range) {
-  KeyRange seen{range.end, range.begin};
-  for (std::int64_t r = 0; r < block.count; ++r) {
-    const KeyRange row = problem.visible(block.first + r);
-    if (row.begin >= row.end) continue;
-    seen.begin = std::min(seen.begin, std::max(range.begin, row.begin));
-    seen.end = std::max(seen.end, std::min(range.end, row.end));
+template <class T>
+struct Decode {
+  using A = acc_t<T>;
+  const Problem& problem;
+  const RowBlock& block;
+  KeyRows<const T> keys, values;
+  const Partial<A>& result;
+  std::int64_t width = round_up(problem.head_dim, kLanes<A>);
+  Scratch<A> memory{block.size() * (width + kKeys)};
+  A* queries = memory.data();                  // [rows, width], scaled
+  A* scores = queries + block.size() * width;  // [rows, kKeys]
+
+  void load_rows(const View<const T>& q) const {
+    for (std::int64_t r = 0; r < block.size(); ++r) {
+      const T* from = row_of(q, problem, block, r);
+      for (std::int64_t d = 0; d < problem.head_dim; ++d) {
+        queries[r * width + d] = load(from[d]) * static_cast<A>(problem.options.scale);
+      }
+      result.max[r] = kNothing<A>;
+      result.sum[r] = A(0);
+    }
+    std::fill(result.out, result.out + block.size() * width, A(0));
   }
-  return seen;
-}
+
+  // Calls `body<kRows, kCount>(keys' rows of x, j, first row)` for keys begin + j, key by key through all
+  // heads.
+  template <class Body>
+  void visit(const KeyRows<const T>& x, std::int64_t begin, std::int64_t n, const Body& body) const {
+    for (std::int64_t j = 0; j < n; j += kTogether) {
+      const std::int64_t count = std::min<std::int64_t>(kTogether, n - j);
+      for (std::int64_t g = 0; g < block.groups; ++g) {
+        const T* rows[kTogether];
+        for (std::int64_t i = 0; i < count; ++i) {
+          rows[i] = x.at(g, begin + j + i);
+          prefetch_row(x.at(g, std::min(begin + j + i + kAhead, x.count - 1)), x.head_dim);
+        }
+        for (std::int64_t r = 0; r < block.count; r += kTogether) {
+          const std::int64_t first = g * block.count + r, left = block.count - r;
+          if (left >= 4) visit_rows<4>(rows, count, j, first, body);
+          if (left == 3) visit_rows<3>(rows, count, j, first, body);
+          if (left == 2) visit_rows<2>(rows, count, j, first, body);
+          if (left == 1) visit_rows<1>(rows, count, j, first, body);
+        }
+      }
+    }
+  }
+  template <int kRows, class Body>
+  static void visit_rows(const T* const* rows, std::int64_t count, std::int64_t j, std::int64_t first,
+                         const Body& body) {
+    if (count == kTogether) return body.template operator()<kRows, kTogether>(rows, j, first);
+    for (std::int64_t i = 0; i < count; ++i) body.template operator()<kRows, 1>(rows + i, j + i, first);
+  }
+
+  void step(std::int64_t tile, std::int64_t n) const {
+    visit(keys, tile, n,
+          [&]<int kRows, int kCount>(const T* const* rows, std::int64_t j, std::int64_t first) {
+            score_keys<kRows, kCount>(rows, problem.head_dim, queries + first * width, width,
+                                      scores + first * kKeys + j);
+          });
+    for (std::int64_t r = 0; r < block.size(); ++r) {
+      soften(problem.visible(block.row_of(r)), tile, n, width, scores + r * kKeys, result.out + r * width,
+             result.max[r], result.sum[r]);
+    }
+    visit(values, tile, n,
+          [&]<int kRows, int kCount>(const T* const* rows, std::int64_t j, std::int64_t first) {
+            mix_values<kRows, kCount>(rows, problem.head_dim, scores + first * kKeys + j, width,
+                                      result.out + first * width);
+          });
+  }
+
+  // The part of `range` that some row of the block sees.
+  KeyRange seen_part(KeyRange range) const {
+    KeyRange seen{range.end, range.begin};
+    for (std::int64_t r = 0; r < block.count; ++r) {
+      const KeyRange row = problem.visible(block.first + r);
+      if (row.begin >= row.end) continue;
+      seen.begin = std::min(seen.begin, std::max(range.begin, row.begin));
+      seen.end = std::max(seen.end, std::min(range.end, row.end));
+    }
+    return seen;
+  }
+};
 
 }  // namespace
 
@@ -135,22 +190,12 @@ template <class T>
 void attend_decode(const Problem& problem, const View<const T>& q, const View<const T>& k,
                    const View<const T>& v, const RowBlock& block, KeyRange range,
                    const Partial<acc_t<T>>& result) {
-  using A = acc_t<T>;
-  const DecodeMemory<T> memory(round_up(problem.head_dim, kLanes<A>));
-  for (std::int64_t r = 0; r < block.count; ++r) {
-    const T* from = row_of(q, problem, block, block.first + r);
-    for (std::int64_t d = 0; d < problem.head_dim; ++d) {
-      memory.q[r * memory.width + d] = load(from[d]) * static_cast<A>(problem.options.scale);
-    }
-    result.max[r] = kNothing<A>;
-    result.sum[r] = A(0);
+  const Decode<T> decode{problem, block, {k, block.b, block.g}, {v, block.b, block.g}, result};
+  decode.load_rows(q);
+  const KeyRange seen = decode.seen_part(range);
+  for (std::int64_t tile = seen.begin; tile < seen.end; tile += kKeys) {
+    decode.step(tile, std::min(kKeys, seen.end - tile));
   }
-  std::fill(result.out, result.out + block.count * memory.width, A(0));
-  const KeyRange keys = seen_part(problem, block, range);
-  if (block.count == 1) return decode_rows<1>(problem, k, v, block, keys, memory, result);
-  if (block.count == 2) return decode_rows<2>(problem, k, v, block, keys, memory, result);
-  if (block.count == 3) return decode_rows<3>(problem, k, v, block, keys, memory, result);
-  decode_rows<4>(problem, k, v, block, keys, memory, result);
 }
 
 template void attend_decode(const Problem&, const View<const float>&, const View<const float>&,

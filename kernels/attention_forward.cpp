@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::int64_t kEnoughTasks = 16;     // from here on keys are not cut
 constexpr std::int64_t kLeastKeysACut = 256;  // keys
+constexpr std::int64_t kMostRowsTogether = 128;
 
 template <class T>
 struct Forward {
@@ -21,33 +22,43 @@ struct Forward {
   View<T> o;
   View<A> lse;
   std::int64_t width = round_up(problem.head_dim, kLanes<A>);
+  bool decode = problem.rows() <= kDecodeRows;
+  std::int64_t together = groups_together();
   std::int64_t block_rows = std::min(problem.rows(), kBlockRows<A>);
   std::int64_t blocks = (problem.rows() + block_rows - 1) / block_rows;
-  std::int64_t units = problem.batch * problem.groups * blocks;
+  std::int64_t units = problem.batch * (problem.groups / together) * blocks;
   KeyRange span = problem.span();
   std::int64_t cuts = choose_cuts();
   std::int64_t cut_keys = round_up((span.end - span.begin + cuts - 1) / cuts, kKeys);
 
+  // Where a token's heads lie side by side, decoding takes them together: memory is then read in order.
+  std::int64_t groups_together() const {
+    const bool side_by_side =
+        k.strides[2] < k.strides[1] && problem.groups * problem.rows() <= kMostRowsTogether;
+    return decode && side_by_side ? problem.groups : 1;
+  }
   std::int64_t choose_cuts() const {
     const std::int64_t wanted = (kEnoughTasks + units - 1) / units;
     return std::clamp<std::int64_t>((span.end - span.begin) / kLeastKeysACut, 1, wanted);
   }
   RowBlock block(std::int64_t unit) const {
-    const std::int64_t first = unit % blocks * block_rows, pair = unit / blocks;
-    return {pair / problem.groups, pair % problem.groups, first,
+    const std::int64_t first = unit % blocks * block_rows, heads = unit / blocks,
+                       parts = problem.groups / together;
+    return {heads / parts, heads % parts * together, together, first,
             std::min(block_rows, problem.rows() - first)};
   }
   KeyRange range(std::int64_t cut) const {
     const std::int64_t begin = span.begin + cut * cut_keys;
     return {std::min(begin, span.end), std::min(begin + cut_keys, span.end)};
   }
-  std::int64_t partial_size() const { return block_rows * (width + 2); }
+  std::int64_t partial_rows() const { return together * block_rows; }
+  std::int64_t partial_size() const { return round_up(partial_rows() * (width + 2), kLanes<A>); }
   Partial<A> partial(A* memory) const {
-    return {memory, memory + block_rows * width, memory + block_rows * (width + 1)};
+    return {memory, memory + partial_rows() * width, memory + partial_rows() * (width + 1)};
   }
 
   void attend(const RowBlock& rows, KeyRange keys, const Partial<A>& result) const {
-    if (rows.count <= kDecodeRows) {
+    if (decode) {
       attend_decode<T>(problem, q, k, v, rows, keys, result);
     } else {
       attend_tiles<T>(problem, q, k, v, rows, keys, result);
@@ -62,22 +73,22 @@ struct Forward {
 // Normalises, and writes o and lse.
 template <class T>
 void Forward<T>::finish(const RowBlock& rows, const Partial<A>& total) const {
-  for (std::int64_t r = 0; r < rows.count; ++r) {
-    const std::int64_t row = rows.first + r;
+  for (std::int64_t r = 0; r < rows.size(); ++r) {
     const A factor = total.sum[r] == A(0) ? A(0) : A(1) / total.sum[r];
     const A* __restrict from = total.out + r * width;
-    T* __restrict to = row_of(o, problem, rows, row);
+    T* __restrict to = row_of(o, problem, rows, r);
 #pragma omp simd
     for (std::int64_t d = 0; d < problem.head_dim; ++d) store(to[d], from[d] * factor);
     if (lse.ndim() == 0) continue;
-    lse(rows.b, problem.head_of(rows.g, row), row % problem.queries) = total.max[r] + std::log(total.sum[r]);
+    const std::int64_t row = rows.row_of(r), head = problem.head_of(rows.group_of(r), row);
+    lse(rows.b, head, row % problem.queries) = total.max[r] + std::log(total.sum[r]);
   }
 }
 
 // Adds `part` to `total`, both brought to the larger maximum.
 template <class T>
 void Forward<T>::join(const RowBlock& rows, const Partial<A>& total, const Partial<A>& part) const {
-  for (std::int64_t r = 0; r < rows.count; ++r) {
+  for (std::int64_t r = 0; r < rows.size(); ++r) {
     if (part.sum[r] == A(0)) continue;
     const A max = part.max[r] > total.max[r] ? part.max[r] : total.max[r];
     const A keep = vexp(total.max[r] - max), take = vexp(part.max[r] - max);

@@ -54,15 +54,19 @@ template <class T>
 Problem problem_of(const View<const T>& q_BTHD, const View<const T>& k_BSGD, const View<const T>& v_BSGD,
                    const AttentionOptions& options);
 
-/// Rows [first, first + count) of one batch entry and key-value head.
+/// Rows [first, first + count) of each of `groups` key-value heads from g on, of one batch entry.
 struct RowBlock {
-  std::int64_t b, g, first, count;
+  std::int64_t b, g, groups, first, count;
+  std::int64_t size() const { return groups * count; }
+  std::int64_t group_of(std::int64_t i) const { return g + i / count; }
+  std::int64_t row_of(std::int64_t i) const { return first + i % count; }
 };
 
-/// The element (b, row's position, row's head, 0) of a [B, T, H, D] view.
+/// Row i of the block in a [B, T, H, D] view.
 template <class T>
-T* row_of(const View<T>& x_BTHD, const Problem& problem, const RowBlock& block, std::int64_t row) {
-  return &x_BTHD(block.b, row % problem.queries, problem.head_of(block.g, row), 0);
+T* row_of(const View<T>& x_BTHD, const Problem& problem, const RowBlock& block, std::int64_t i) {
+  const std::int64_t row = block.row_of(i);
+  return &x_BTHD(block.b, row % problem.queries, problem.head_of(block.group_of(i), row), 0);
 }
 
 /// 64-byte aligned scratch from the pool, counted as workspace.
@@ -80,13 +84,31 @@ class Scratch {
   Storage storage_;
 };
 
-/// Copies rows [begin, end) of x_BSGD[b, :, g] into tile[n, width], widened to A; zeros beyond D.
+/// The [S, D] rows of one batch entry and key-value head, and of those that follow.
+template <class T>
+struct KeyRows {
+  T* data;
+  std::int64_t stride;    // elements from key to key
+  std::int64_t to_next;   // elements from head to head
+  std::int64_t count;     // S
+  std::int64_t head_dim;  // D
+
+  KeyRows(const View<T>& x_BSGD, std::int64_t b, std::int64_t g)
+      : data(x_BSGD.data + b * x_BSGD.strides[0] + g * x_BSGD.strides[2]),
+        stride(x_BSGD.strides[1]),
+        to_next(x_BSGD.strides[2]),
+        count(x_BSGD.dim(1)),
+        head_dim(x_BSGD.dim(3)) {}
+  T* operator[](std::int64_t key) const { return data + key * stride; }
+  T* at(std::int64_t head, std::int64_t key) const { return data + head * to_next + key * stride; }
+};
+
+/// Copies keys [begin, end) into tile[n, width], widened to A; zeros beyond D.
 template <class T, class A>
-void load_keys(const View<const T>& x_BSGD, std::int64_t b, std::int64_t g, std::int64_t begin,
-               std::int64_t end, std::int64_t width, A* tile) {
-  const std::int64_t head_dim = x_BSGD.dim(3);
+void load_keys(const KeyRows<const T>& x, std::int64_t begin, std::int64_t end, std::int64_t width, A* tile) {
+  const std::int64_t head_dim = x.head_dim;
   for (std::int64_t j = begin; j < end; ++j) {
-    const T* __restrict from = &x_BSGD(b, j, g, 0);
+    const T* __restrict from = x[j];
     A* __restrict to = tile + (j - begin) * width;
 #pragma omp simd
     for (std::int64_t d = 0; d < head_dim; ++d) to[d] = load(from[d]);
@@ -140,15 +162,15 @@ struct Partial {
 /// Rows of one block: more reuse of a key tile with more, less scratch and more parallelism with fewer.
 template <class A>
 inline constexpr std::int64_t kBlockRows = 2 * kPanel<A>;
-/// Up to this many rows the decode kernel's dot products beat tiles of rows.
-inline constexpr std::int64_t kDecodeRows = 4;
+/// Up to this many rows a key-value head, dot products along the head dim beat tiles of rows.
+inline constexpr std::int64_t kDecodeRows = 8;
 
-/// The block's rows against the keys in `range`. q is scaled on the way in.
+/// The block's rows, all of one key-value head, against the keys in `range`.
 template <class T>
 void attend_tiles(const Problem& problem, const View<const T>& q_BTHD, const View<const T>& k_BSGD,
                   const View<const T>& v_BSGD, const RowBlock& block, KeyRange range,
                   const Partial<acc_t<T>>& result);
-/// The same for at most kDecodeRows rows: keys and values are read once, at the speed of memory.
+/// The same for at most kDecodeRows rows of any number of key-value heads: keys and values are read once.
 template <class T>
 void attend_decode(const Problem& problem, const View<const T>& q_BTHD, const View<const T>& k_BSGD,
                    const View<const T>& v_BSGD, const RowBlock& block, KeyRange range,

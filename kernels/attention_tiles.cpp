@@ -47,7 +47,7 @@ struct TileKernel {
     std::fill(to, to + memory.width * kWidth, A(0));
     const A scale = static_cast<A>(problem.options.scale);
     for (std::int64_t r = 0; r < panel.count; ++r) {
-      const T* from = row_of(q, problem, block, panel.first + r);
+      const T* from = row_of(q, problem, block, panel.first - block.first + r);
       for (std::int64_t d = 0; d < problem.head_dim; ++d) to[d * kWidth + r] = load(from[d]) * scale;
     }
     std::fill(memory.out(p), memory.out(p) + memory.width * kWidth, A(0));
@@ -177,6 +177,7 @@ void attend_tiles(const Problem& problem, const View<const T>& q, const View<con
   const std::int64_t panel_count = (block.count + kWidth - 1) / kWidth;
   const Memory<A> memory(round_up(problem.head_dim, kLanes<A>), panel_count);
   const TileKernel<T> kernel{problem, memory};
+  const KeyRows<const T> keys(k, block.b, block.g), values(v, block.b, block.g);
   std::vector<Panel<A>> panels;
   std::int64_t begin = range.end, end = range.begin;
   for (std::int64_t p = 0; p < panel_count; ++p) {
@@ -187,8 +188,8 @@ void attend_tiles(const Problem& problem, const View<const T>& q, const View<con
   }
   for (std::int64_t tile = begin; tile < end; tile += kKeys) {
     const std::int64_t tile_end = std::min(end, tile + kKeys);
-    load_keys(k, block.b, block.g, tile, tile_end, memory.width, memory.keys);
-    load_keys(v, block.b, block.g, tile, tile_end, memory.width, memory.values);
+    load_keys(keys, tile, tile_end, memory.width, memory.keys);
+    load_keys(values, tile, tile_end, memory.width, memory.values);
     for (std::int64_t p = 0; p < panel_count; ++p) {
       const Panel<A>& panel = panels[static_cast<std::size_t>(p)];
       const std::int64_t from = std::max(tile, panel.any.begin) - tile,

@@ -3,8 +3,12 @@
 // it may lie either way round.
 #pragma once
 
+#include <bit>
 #include <cstdint>
-#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "core/base/dtype.h"
 
 namespace ridge::kernels {
 
@@ -27,6 +31,72 @@ template <class A>
 struct VectorOf {
   typedef A type __attribute__((vector_size(kVectorBytes), aligned(alignof(A)), may_alias));
 };
+
+namespace detail {
+
+typedef std::uint16_t Halfwords __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+
+// Each 16-bit lane below it a zero: bf16 becomes f32 in one shuffle.
+template <int... I>
+inline typename VectorOf<float>::type widen(Halfwords x, std::integer_sequence<int, I...>) {
+  constexpr int kZero = sizeof...(I) / 2;
+  return std::bit_cast<typename VectorOf<float>::type>(
+      __builtin_shufflevector(x, Halfwords{}, (I % 2 == 1 ? I / 2 : kZero)...));
+}
+
+template <class V, int... I>
+inline auto add_halves(V x, std::integer_sequence<int, I...>) {
+  constexpr int kHalf = sizeof...(I);
+  return __builtin_shufflevector(x, x, I...) + __builtin_shufflevector(x, x, (kHalf + I)...);
+}
+
+}  // namespace detail
+
+/// One vector of elements widened to the accumulation type.
+template <class T>
+inline typename VectorOf<acc_t<T>>::type load_vector(const T* from) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return detail::widen(*reinterpret_cast<const detail::Halfwords*>(from),
+                         std::make_integer_sequence<int, kVectorBytes / 2>());
+  } else {
+    return *reinterpret_cast<const typename VectorOf<T>::type*>(from);
+  }
+}
+
+/// The sum of a vector's lanes, halves added to halves.
+template <class A, int kCount = static_cast<int>(kLanes<A>), class V>
+inline A sum_lanes(V x) {
+  if constexpr (kCount == 2) {
+    return x[0] + x[1];
+  } else {
+    return sum_lanes<A, kCount / 2>(detail::add_halves(x, std::make_integer_sequence<int, kCount / 2>()));
+  }
+}
+
+namespace detail {
+
+template <class V>
+inline auto to_four_lanes(V x) {
+  constexpr int kCount = static_cast<int>(sizeof(V) / sizeof(x[0]));
+  if constexpr (kCount == 4) {
+    return x;
+  } else {
+    return to_four_lanes(add_halves(x, std::make_integer_sequence<int, kCount / 2>()));
+  }
+}
+
+}  // namespace detail
+
+/// sums[i] = the sum of the lanes of x[i], for four vectors of at least four lanes.
+template <class A, class V>
+inline void sum_lanes_of_four(const V* x, A* sums) {
+  const auto a = detail::to_four_lanes(x[0]), b = detail::to_four_lanes(x[1]);
+  const auto c = detail::to_four_lanes(x[2]), d = detail::to_four_lanes(x[3]);
+  const auto ab = __builtin_shufflevector(a, b, 0, 4, 2, 6) + __builtin_shufflevector(a, b, 1, 5, 3, 7);
+  const auto cd = __builtin_shufflevector(c, d, 0, 4, 2, 6) + __builtin_shufflevector(c, d, 1, 5, 3, 7);
+  const auto all = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  for (int i = 0; i < 4; ++i) sums[i] = all[i];
+}
 
 inline constexpr std::int64_t round_up(std::int64_t n, std::int64_t step) {
   return (n + step - 1) / step * step;

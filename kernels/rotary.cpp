@@ -6,6 +6,7 @@
 #include "core/base/dtype.h"
 #include "core/base/launch.h"
 #include "core/base/threads.h"
+#include "kernels/element.h"
 
 namespace ridge::kernels {
 namespace {
@@ -36,9 +37,9 @@ void rotate_row(const T* x, const float* __restrict cos, const float* __restrict
 #pragma omp simd
   for (std::int64_t j = 0; j < half; ++j) {
     const A c = static_cast<A>(cos[j]), s = static_cast<A>(sign * sin[j]);
-    const A first = static_cast<A>(x[j]), second = static_cast<A>(x[j + half]);
-    y[j] = T(first * c - second * s);
-    y[j + half] = T(second * c + first * s);
+    const A first = load(x[j]), second = load(x[j + half]);
+    store(y[j], first * c - second * s);
+    store(y[j + half], second * c + first * s);
   }
 }
 
