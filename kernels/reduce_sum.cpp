@@ -13,7 +13,7 @@
 namespace ridge::kernels {
 namespace {
 
-constexpr std::int64_t kSegment = 4096;     // elements of one vector sum along a row
+constexpr std::int64_t kSegment = 1024;     // elements of one vector sum along a row
 constexpr std::int64_t kTask = 16384;       // elements of one task at the least
 constexpr std::int64_t kRowsPerPart = 256;  // rows added one by one before the tree
 constexpr std::int64_t kColumns = 1024;     // columns of one task: their sums stay in L1

@@ -1,0 +1,104 @@
+#include "kernels/embedding.h"
+
+#include "tests/kernels/kernel_test.h"
+
+namespace ridge::kernels::testing {
+namespace {
+
+template <class T>
+class Embedding : public ::testing::Test {};
+TYPED_TEST_SUITE(Embedding, ComputeTypes);
+
+struct Case {
+  std::int64_t vocabulary, tokens, channels;
+};
+constexpr Case kCases[] = {{1, 1, 1}, {5, 3, 17}, {7, 129, 65}, {100, 33, 1031}};
+
+Array<std::int32_t> ids_for(Case size) {
+  Array<std::int32_t> ids({size.tokens});
+  for (std::int64_t n = 0; n < size.tokens; ++n) {
+    ids.data()[static_cast<std::size_t>(n)] = static_cast<std::int32_t>(n * n * 31 % size.vocabulary);
+  }
+  return ids;
+}
+
+TYPED_TEST(Embedding, CopiesRows) {
+  using T = TypeParam;
+  for (const Case size : kCases) {
+    auto table = Array<T>::gapped({size.vocabulary, size.channels});
+    auto y = Array<T>::gapped({size.tokens, size.channels}, 2);
+    table.randomize(1);
+    auto ids = ids_for(size);
+    embedding<T>(cpu(), table.in(), ids.in(), y.view());
+    for (std::int64_t n = 0; n < size.tokens; ++n) {
+      for (std::int64_t c = 0; c < size.channels; ++c) {
+        ASSERT_EQ(static_cast<acc_t<T>>(y.in()(n, c)), static_cast<acc_t<T>>(table.in()(ids.in()(n), c)));
+      }
+    }
+  }
+}
+
+TYPED_TEST(Embedding, BackwardAddsRowsOfRepeatedIds) {
+  using T = TypeParam;
+  for (const Case size : kCases) {
+    auto dy = Array<T>::gapped({size.tokens, size.channels});
+    auto dtable = Array<acc_t<T>>::gapped({size.vocabulary, size.channels}, 3);
+    dy.randomize(1), dtable.randomize(2);
+    auto ids = ids_for(size);
+    auto want = dtable.values();
+    const auto dys = dy.values();
+    for (std::int64_t n = 0; n < size.tokens; ++n) {
+      for (std::int64_t c = 0; c < size.channels; ++c) {
+        want[static_cast<std::size_t>(ids.in()(n)*size.channels + c)] +=
+            dys[static_cast<std::size_t>(n * size.channels + c)];
+      }
+    }
+    embedding_backward<T>(cpu(), dy.in(), ids.in(), dtable.view());
+    EXPECT_LT(normalized_error(dtable.values(), want), 3 * tolerance<acc_t<T>>());
+  }
+}
+
+TYPED_TEST(Embedding, BackwardHasTheSameBitsOnAnyThreads) {
+  using T = TypeParam;
+  constexpr Case kSize{3, 500, 1000};
+  Array<T> dy({kSize.tokens, kSize.channels});
+  dy.randomize(1);
+  auto ids = ids_for(kSize);
+  expect_same_bits_on_threads([&] {
+    Array<acc_t<T>> dtable({kSize.vocabulary, kSize.channels});
+    embedding_backward<T>(cpu(), dy.in(), ids.in(), dtable.view());
+    return dtable.values();
+  });
+}
+
+TEST(EmbeddingErrors, BadIdNamesPositionIdAndVocabulary) {
+  Array<float> table({10, 4}), y({2, 4});
+  Array<std::int32_t> ids({2});
+  for (const std::int32_t bad : {10, -1, -100}) {
+    ids.data() = {3, bad};
+    const auto message =
+        message_of<UserError>([&] { embedding<float>(cpu(), table.in(), ids.in(), y.view()); });
+    EXPECT_NE(message.find("id " + std::to_string(bad) + " at position 1"), std::string::npos) << message;
+    EXPECT_NE(message.find("vocabulary of 10"), std::string::npos) << message;
+    EXPECT_THROW(embedding_backward<float>(cpu(), y.in(), ids.in(), table.view()), UserError);
+  }
+  EXPECT_THROW(embedding<float>(cpu(), table.in(), ids.in(), Array<float>({2, 5}).view()), Error);
+}
+
+TEST(EmbeddingWork, CountsRowsNotTheTable) {
+  const auto forward = launched_on_meta([](Stream& s) {
+    embedding<bf16>(s, meta_view<const bf16>({1000, 32}), meta_view<const std::int32_t>({8}),
+                    meta_view<bf16>({8, 32}));
+  });
+  EXPECT_STREQ(forward.op, "embedding");
+  EXPECT_EQ(forward.bytes, 2 * 2 * 256 + 4 * 8);
+  const auto backward = launched_on_meta([](Stream& s) {
+    embedding_backward<bf16>(s, meta_view<const bf16>({8, 32}), meta_view<const std::int32_t>({8}),
+                             meta_view<float>({1000, 32}));
+  });
+  EXPECT_EQ(backward.bytes, 2 * 256 + 4 * 8 + 2 * 4 * 256);
+  EXPECT_EQ(backward.flops, 256);
+}
+
+}  // namespace
+}  // namespace ridge::kernels::testing
