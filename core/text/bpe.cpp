@@ -1,5 +1,7 @@
 #include "core/text/bpe.h"
 
+#include <algorithm>
+
 #include "core/base/error.h"
 #include "core/text/byte_alphabet.h"
 #include "core/text/tokenizer_json.h"
@@ -47,6 +49,9 @@ void Bpe::index_bytes() {
     has_byte_alphabet_ &= byte_symbols_[byte] != Vocabulary::kNone;
     fallback_bytes_[byte] = vocabulary_.find(fallback_token(byte));
   }
+  const bool falls_back = options_.byte_fallback && std::find(fallback_bytes_.begin(), fallback_bytes_.end(),
+                                                              Vocabulary::kNone) == fallback_bytes_.end();
+  drops_unknown_ = !options_.unk_token && !falls_back;
 }
 
 // A merge across two characters that end and begin no operands cannot happen, so text may be cut there. That
@@ -74,9 +79,11 @@ std::int32_t Bpe::character_id(char32_t value) const {
   return id ? *id : Vocabulary::kNone;
 }
 
-// A known character on the right also ends every run of unknown ones.
+// A known character on the right also ends every run of unknown ones. Where those leave no symbol, what
+// stands before them comes to stand beside what follows.
 bool Bpe::may_cut(char32_t left, char32_t right) const {
-  return character_id(right) != Vocabulary::kNone && !joins_.find(pack_pair(left, right));
+  return character_id(right) != Vocabulary::kNone && !joins_.find(pack_pair(left, right)) &&
+         (!drops_unknown_ || character_id(left) != Vocabulary::kNone);
 }
 
 void Bpe::encode_text(std::string_view piece, BpeScratch& scratch, std::vector<std::int32_t>& ids) const {

@@ -74,6 +74,7 @@ class Bpe {
   PairMap<std::int32_t> high_characters_;
   PairMap<char> joins_;  // (last character of left, first character of right) of every merge
   bool cuttable_ = true;
+  bool drops_unknown_ = false;                      // an unknown character may give no symbol at all
   std::array<std::int32_t, 256> byte_symbols_{};    // of the byte-level alphabet
   std::array<std::int32_t, 256> fallback_bytes_{};  // <0xHH>
   std::int32_t unk_ = Vocabulary::kNone;

@@ -64,8 +64,8 @@ std::string decode_with(const TokenizerState& state, std::span<const std::int32_
   std::vector<std::string> tokens;
   std::size_t bytes = 0;
   for (const std::int32_t id : ids) {
-    const std::string_view token = state.token(id);
-    if (skip_special && state.is_special(id)) continue;
+    const auto& [token, known, special] = state.entry(id);
+    if (skip_special && special) continue;
     bytes += token.size();
     require(bytes < kMostTextBytes, "{} ids decode to a text of {} bytes or more; decode fewer at once",
             ids.size(), kMostTextBytes);
@@ -76,17 +76,11 @@ std::string decode_with(const TokenizerState& state, std::span<const std::int32_
 
 }  // namespace
 
-std::string_view TokenizerState::token(std::int32_t id) const {
-  if (bpe.vocabulary().contains(id)) return bpe.vocabulary().token(id);
-  const auto found = added.find(id);
-  require(found != added.end(), "{}: no token has the id {}; the vocabulary's size is {}", source, id,
-          vocab_size);
-  return found->second.content;
-}
-
-bool TokenizerState::is_special(std::int32_t id) const {
-  const auto found = added.find(id);
-  return found != added.end() && found->second.special;
+const TokenizerState::Entry& TokenizerState::entry(std::int32_t id) const {
+  const bool known =
+      id >= 0 && static_cast<std::size_t>(id) < entries.size() && entries[static_cast<std::size_t>(id)].known;
+  require(known, "{}: no token has the id {}; the vocabulary's size is {}", source, id, entries.size());
+  return entries[static_cast<std::size_t>(id)];
 }
 
 Tokenizer::Tokenizer(std::shared_ptr<const TokenizerState> state) : state_(std::move(state)) {}
@@ -111,7 +105,7 @@ std::string Tokenizer::decode_utf8(std::span<const std::int32_t> ids, bool skip_
   return decode_with(*state_, ids, skip_special_tokens, BadBytes::kReplace);
 }
 
-std::int64_t Tokenizer::vocab_size() const { return static_cast<std::int64_t>(state_->vocab_size); }
+std::int64_t Tokenizer::vocab_size() const { return static_cast<std::int64_t>(state_->entries.size()); }
 
 std::optional<std::int32_t> Tokenizer::token_to_id(std::string_view token) const {
   if (const auto found = state_->added_ids.find(std::string(token)); found != state_->added_ids.end()) {
@@ -121,9 +115,9 @@ std::optional<std::int32_t> Tokenizer::token_to_id(std::string_view token) const
   return id == Vocabulary::kNone ? std::nullopt : std::optional(id);
 }
 
-std::string Tokenizer::id_to_token(std::int32_t id) const { return std::string(state_->token(id)); }
+std::string Tokenizer::id_to_token(std::int32_t id) const { return std::string(state_->entry(id).token); }
 
-bool Tokenizer::is_special(std::int32_t id) const { return state_->is_special(id); }
+bool Tokenizer::is_special(std::int32_t id) const { return state_->entry(id).special; }
 
 std::optional<std::int32_t> Tokenizer::bos_id() const { return state_->bos; }
 

@@ -52,9 +52,10 @@ class Tokenizer {
   /// One more than the highest id.
   std::int64_t vocab_size() const;
   std::optional<std::int32_t> token_to_id(std::string_view token) const;
-  /// The token as the file spells it. A UserError for an id that no token has.
+  /// The token as the file spells it, normalized where it is an added token sought in normalized text. A
+  /// UserError for an id that no token has.
   std::string id_to_token(std::int32_t id) const;
-  /// True for a token that is marked special.
+  /// True for a token that is marked special. A UserError for an id that no token has.
   bool is_special(std::int32_t id) const;
 
   std::optional<std::int32_t> bos_id() const;

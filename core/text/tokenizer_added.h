@@ -14,7 +14,8 @@ namespace ridge {
 
 struct AddedToken {
   std::int32_t id = 0;
-  std::string content;
+  std::string content{};
+  std::string spelling{};    // what it decodes to: the content, normalized where the token is
   bool single_word = false;  // not beside word characters
   bool lstrip = false;       // takes in the white space before it
   bool rstrip = false;       // takes in the white space after it

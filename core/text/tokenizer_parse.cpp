@@ -48,42 +48,51 @@ void check_id(const JsonNode& node, const AddedToken& token, const TokenizerStat
 
 void add_tokens(const JsonNode& root, TokenizerState& state, std::size_t file_bytes) {
   if (!root.has("added_tokens")) return;
-  // Beyond the vocabulary, each token of the file may add one id, with room for holes.
-  const std::size_t most = std::max(state.vocab_size, file_bytes) + 65536;
+  // Ids index an array: beyond the vocabulary there is room for holes, but not without end.
+  const std::size_t ids = state.bpe.vocabulary().size(), most = std::max(ids, file_bytes) + 65536;
   for (const JsonNode& node : root.items("added_tokens")) {
     const AddedToken token = parse_added(node);
     if (token.content.empty()) continue;
     if (static_cast<std::size_t>(token.id) > most) {
       node.fail(fmt::format("id {} of {} is too high; the vocabulary has {} ids", token.id,
-                            in_quotes(token.content), state.vocab_size));
+                            in_quotes(token.content), ids));
     }
     check_id(node, token, state);
     state.added[token.id] = token;
     state.added_ids[token.content] = token.id;
   }
-  for (const auto& [id, token] : state.added) {
-    state.vocab_size = std::max(state.vocab_size, static_cast<std::size_t>(id) + 1);
-  }
 }
 
 void index_added(TokenizerState& state) {
-  std::vector<const AddedToken*> tokens;
-  for (const auto& [id, token] : state.added) tokens.push_back(&token);
+  std::vector<AddedToken*> tokens;
+  for (auto& [id, token] : state.added) tokens.push_back(&token);
   std::sort(tokens.begin(), tokens.end(), [](const auto* a, const auto* b) { return a->id < b->id; });
-  for (const AddedToken* token : tokens) {
-    if (!token->normalized) {
-      state.raw_added.add(*token, token->content);
-      continue;
-    }
+  for (AddedToken* token : tokens) {
     Segment segment{token->content, true, growth_limit(token->content.size())};
-    if (state.normalizer) state.normalizer->apply(segment);
-    state.normalized_added.add(*token, segment.text);
+    if (token->normalized && state.normalizer) state.normalizer->apply(segment);
+    token->spelling = segment.text;
+    (token->normalized ? state.normalized_added : state.raw_added).add(*token, token->spelling);
+  }
+}
+
+void index_ids(TokenizerState& state) {
+  const Vocabulary& vocabulary = state.bpe.vocabulary();
+  std::size_t size = vocabulary.size();
+  for (const auto& [id, token] : state.added) size = std::max(size, static_cast<std::size_t>(id) + 1);
+  state.entries.resize(size);
+  for (std::int32_t id = 0; static_cast<std::size_t>(id) < vocabulary.size(); ++id) {
+    if (vocabulary.contains(id))
+      state.entries[static_cast<std::size_t>(id)] = {vocabulary.token(id), true, false};
+  }
+  for (const auto& [id, token] : state.added) {
+    state.entries[static_cast<std::size_t>(id)] = {token.spelling, true, token.special};
   }
 }
 
 void check_postprocessor(const JsonNode& root, const TokenizerState& state) {
   const auto known = [&state](std::int32_t id) {
-    return state.bpe.vocabulary().contains(id) || state.added.contains(id);
+    return static_cast<std::size_t>(id) < state.entries.size() &&
+           state.entries[static_cast<std::size_t>(id)].known;
   };
   if (const auto unknown = state.postprocessors.first_unknown(known)) {
     root.at("post_processor").fail(fmt::format("inserts id {}, which no token has", *unknown));
@@ -97,13 +106,13 @@ std::shared_ptr<TokenizerState> parse_tokenizer(std::string_view json, std::stri
   const JsonNode root(document, source);
   auto state = std::make_shared<TokenizerState>(parse_bpe(root.at("model"), json.size()));
   state->source = source;
-  state->vocab_size = state->bpe.vocabulary().size();
   if (root.has("normalizer")) state->normalizer = make_normalizer(root.at("normalizer"));
   if (root.has("pre_tokenizer")) state->pretokenizers = PreTokenizers(root.at("pre_tokenizer"));
   if (root.has("post_processor")) state->postprocessors = PostProcessors(root.at("post_processor"));
   if (root.has("decoder")) state->decoder = Decoder(root.at("decoder"));
   add_tokens(root, *state, json.size());
   index_added(*state);
+  index_ids(*state);
   check_postprocessor(root, *state);
   state->bytes_to_model = state->pretokenizers.ends_in_byte_level() && state->bpe.has_byte_alphabet();
   if (state->pretokenizers.ends_in_byte_level() && !state->bytes_to_model)

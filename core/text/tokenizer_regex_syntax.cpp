@@ -14,8 +14,9 @@ constexpr std::string_view kSpace =
     R"(\t-\r\x{20}\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})";
 constexpr std::string_view kSpaceInClass =
     R"(\t-\r\x{20}\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{202F}\x{205F}\x{3000}\p{Zl}\p{Zp})";
-// Oniguruma counts the superscripts and fractions of Latin-1 as word characters.
+// Outside a class, Oniguruma counts the superscripts and fractions of Latin-1 as word characters.
 constexpr std::string_view kWord = R"(\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE}\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
+constexpr std::string_view kWordInClass = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
 
 constexpr std::string_view kDigits = "0123456789";
 constexpr std::string_view kHexDigits = "0123456789abcdefABCDEF";
@@ -166,7 +167,7 @@ class Rewriter {
     if (c != 's' && c != 'w' && c != 'S') return common_escape();
     if (after_hyphen) refuse("a hyphen before a class escape");
     if (c == 'S') return copy(2);
-    replace(2, c == 's' ? kSpaceInClass : kWord);
+    replace(2, c == 's' ? kSpaceInClass : kWordInClass);
   }
 
   void group() {

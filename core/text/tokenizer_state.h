@@ -22,6 +22,12 @@ struct TokenizerState {
 
   std::string source;
   Bpe bpe;
+  /// What an id stands for; the views point into `bpe` and `added`.
+  struct Entry {
+    std::string_view token;
+    bool known = false, special = false;
+  };
+  std::vector<Entry> entries;  // [vocab_size]
   std::unordered_map<std::int32_t, AddedToken> added;
   std::unordered_map<std::string, std::int32_t> added_ids;
   AddedTokenFinder raw_added;         // sought in the text as given
@@ -31,12 +37,10 @@ struct TokenizerState {
   PostProcessors postprocessors;
   Decoder decoder;
   std::optional<std::int32_t> bos, eos;
-  std::size_t vocab_size = 0;
   bool bytes_to_model = false;  // pieces reach the model as raw bytes
 
   /// A UserError where no token has the id.
-  std::string_view token(std::int32_t id) const;
-  bool is_special(std::int32_t id) const;
+  const Entry& entry(std::int32_t id) const;
 };
 
 /// Reads the added tokens and the model. Throws a UserError for ids that are doubled or too high for the

@@ -10,8 +10,8 @@ DecodeStream::DecodeStream(const Tokenizer& tokenizer, bool skip_special_tokens)
       prefix_left_(state_->decoder.prefix().most) {}
 
 std::string DecodeStream::push(std::int32_t id) {
-  const std::string_view token = state_->token(id);
-  if (skip_special_ && state_->is_special(id)) return {};
+  const auto& [token, known, special] = state_->entry(id);
+  if (skip_special_ && special) return {};
   if (!state_->decoder.streams()) {
     ids_.push_back(id);
     return {};
@@ -19,7 +19,6 @@ std::string DecodeStream::push(std::int32_t id) {
   held_ += state_->decoder.decode_one(std::string(token), is_first_);
   is_first_ = false;
   cut_prefix();
-  // While a prefix may still be cut, its first bytes look like an incomplete tail or like nothing at all.
   const std::size_t ready = held_.size() - utf8::incomplete_tail(held_);
   std::string out = utf8::replace_invalid(std::string_view(held_).substr(0, ready));
   held_.erase(0, ready);
@@ -38,7 +37,7 @@ std::string DecodeStream::flush() {
   std::string out = utf8::replace_invalid(held_);
   if (!ids_.empty()) {
     std::vector<std::string> tokens;
-    for (const std::int32_t id : ids_) tokens.emplace_back(state_->token(id));
+    for (const std::int32_t id : ids_) tokens.emplace_back(state_->entry(id).token);
     out = utf8::replace_invalid(state_->decoder.decode(std::move(tokens), BadBytes::kKeep));
   }
   is_first_ = true;
