@@ -1,1 +1,91 @@
-int main() { return 0; }
+// ridge: train, fine-tune and run large language models.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <thread>
+
+#include "core/base/error.h"
+#include "core/base/threads.h"
+#include "kernels/blas.h"
+#include "launch/context.h"
+#include "launch/environment.h"
+
+namespace {
+
+constexpr int kUserError = 1;
+constexpr int kBug = 2;
+
+// The cores of this host, shared among its ranks, unless the launcher has bound this one to some.
+void choose_threads(const ridge::parallel::MpiSession& mpi) {
+  const int bound = ridge::thread_count();
+  const int online = static_cast<int>(std::thread::hardware_concurrency());
+  const int share = bound < online ? bound : std::max(1, online / mpi.local_size());
+  ridge::set_thread_count(ridge::threads_from_environment().value_or(share));
+  ridge::kernels::prepare_blas();
+}
+
+// Rank 0 speaks for all; another rank speaks only if rank 0 has not ended the job by then.
+int report(ridge::parallel::MpiSession& mpi, const char* kind, const char* what, int code) {
+  ridge::parallel::Communicator& ranks = mpi.world();
+  if (ranks.size() == 1) {
+    std::fprintf(stderr, "ridge: %s%s\n", kind, what);
+    return code;
+  }
+  if (ranks.rank() != 0) std::this_thread::sleep_for(std::chrono::seconds(1));
+  std::fprintf(stderr, "ridge: [rank %d of %d] %s%s\n", ranks.rank(), ranks.size(), kind, what);
+  std::fflush(stderr);
+  ranks.abort(what);
+  return code;
+}
+
+int run(int argc, char** argv, ridge::parallel::MpiSession& mpi) {
+  CLI::App app{"Ridgeline: train, fine-tune and run large language models"};
+  ridge::Context context(mpi);
+  app.require_subcommand(1);
+  app.fallthrough();
+  app.add_flag("--json", context.json, "One JSON object on stdout; logs stay on stderr");
+  app.add_option("--device", context.device, "auto, cpu or cuda");
+  const ridge::Command root(app);
+  ridge::add_info(root, context);
+  ridge::add_tokenize(root, context);
+  ridge::add_pack(root, context);
+  ridge::add_logits(root, context);
+  ridge::add_generate(root, context);
+  ridge::add_eval(root, context);
+  ridge::add_train(root, context);
+  ridge::add_merge(root, context);
+  ridge::add_profile(root, context);
+  ridge::add_bench(root, context);
+  ridge::add_sample_text(root, context);
+  app.parse_complete_callback([&] {
+    ridge::parse_device(context.device);
+    choose_threads(mpi);
+  });
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    const bool help = e.get_exit_code() == 0;
+    if (!help) return report(mpi, "", (std::string(e.what()) + "; see ridge --help").c_str(), kUserError);
+    return mpi.world().rank() == 0 ? app.exit(e) : 0;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    ridge::parallel::MpiSession mpi(ridge::launched_by_mpi());
+    try {
+      return run(argc, argv, mpi);
+    } catch (const ridge::UserError& e) {
+      return report(mpi, "", e.what(), kUserError);
+    } catch (const std::exception& e) {
+      return report(mpi, "internal error: ", e.what(), kBug);
+    }
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "ridge: internal error: %s\n", e.what());
+    return kBug;
+  }
+}

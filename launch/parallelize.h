@@ -21,8 +21,8 @@ struct Prepared {
   std::vector<std::string> notes;
 };
 
-/// Order: keep the pipeline stage, quantize, apply the tensor parallel plan, add adapters, set recompute, shard. Of these this
-/// version has adapters and recompute. Works on meta too.
+/// Order: keep the pipeline stage, quantize, apply the tensor parallel plan, add adapters, set recompute,
+/// shard. Of these this version has adapters and recompute. Works on meta too.
 Prepared parallelize(models::Llama& model, const config::RunConfig& config);
 
 }  // namespace ridge

@@ -1,0 +1,35 @@
+// Micro-batches out of a token stream.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "core/tensor.h"
+#include "core/text/sample_order.h"
+#include "core/text/token_stream.h"
+
+namespace ridge {
+
+struct Batch {
+  Tensor ids;      // [B, T] i32
+  Tensor targets;  // [B, T] i32, the token after each id
+};
+
+class BatchSource {
+ public:
+  /// A UserError where the stream holds not one sample of sequence_length + 1 tokens.
+  BatchSource(std::unique_ptr<TokenStream> stream, std::int64_t sequence_length, bool shuffled,
+              std::uint64_t seed);
+
+  /// Samples at positions first .. first + rows - 1 of the run's order.
+  Batch read(std::int64_t first, std::int64_t rows);
+  std::int64_t samples() const { return order_.samples(); }
+
+ private:
+  std::unique_ptr<TokenStream> stream_;
+  std::int64_t sequence_length_;
+  SampleOrder order_;
+  std::vector<std::int32_t> sample_;  // T + 1 tokens
+};
+
+}  // namespace ridge

@@ -1,0 +1,89 @@
+#include "launch/ceilings.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "core/base/threads.h"
+#include "core/tensor.h"
+#include "kernels/fill.h"
+#include "kernels/matmul.h"
+
+namespace ridge {
+namespace {
+
+constexpr std::int64_t kMatrix = 1536;
+constexpr std::int64_t kBuffer = std::int64_t{64} << 20;  // floats: 256 MiB, beyond every cache
+constexpr std::int64_t kChunk = 1 << 18;                  // floats of one thread's turn
+
+// The shortest of `runs` calls after one to warm up, in seconds.
+template <class F>
+double best_seconds(int runs, F&& body) {
+  body();
+  double best = 1e30;
+  for (int run = 0; run < runs; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    body();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
+}
+
+Tensor filled(const Shape& shape, float value) {
+  const Tensor t = Tensor::empty(shape, DType::f32);
+  kernels::fill<float>(current_stream(Device::cpu), t.view<float>(), value);
+  return t;
+}
+
+double matmul_rate() {
+  const Tensor a = filled({kMatrix, kMatrix}, 0.5f), b = filled({kMatrix, kMatrix}, 0.25f),
+               c = filled({kMatrix, kMatrix}, 0);
+  const double seconds = best_seconds(6, [&] {
+    kernels::matmul<float>(current_stream(Device::cpu), a.view<float>(), b.transposed(0, 1).view<float>(),
+                           c.view<float>());
+  });
+  return 2.0 * kMatrix * kMatrix * kMatrix / seconds;
+}
+
+double sum_of(const float* __restrict data, std::int64_t count) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < count; ++i) sum += data[i];
+  return static_cast<double>(sum);
+}
+
+double read_rate(const Tensor& buffer) {
+  const float* data = buffer.view<float>().data;
+  std::vector<double> sums(static_cast<std::size_t>(kBuffer / kChunk));
+  const double seconds = best_seconds(4, [&] {
+    parallel_for(kBuffer, kChunk, [&](std::int64_t begin, std::int64_t end) {
+      sums[static_cast<std::size_t>(begin / kChunk)] = sum_of(data + begin, end - begin);
+    });
+  });
+  check(sums.front() == static_cast<double>(kChunk), "every element is read");
+  return static_cast<double>(buffer.bytes()) / seconds;
+}
+
+double copy_rate(const Tensor& from, const Tensor& to) {
+  const double seconds = best_seconds(4, [&] {
+    parallel_for(kBuffer, kChunk, [&](std::int64_t begin, std::int64_t end) {
+      std::memcpy(to.view<float>().data + begin, from.view<float>().data + begin,
+                  static_cast<std::size_t>(end - begin) * sizeof(float));
+    });
+  });
+  return 2.0 * static_cast<double>(from.bytes()) / seconds;
+}
+
+}  // namespace
+
+Ceilings measure_ceilings() {
+  const PurposeScope purpose(Purpose::workspace);
+  Ceilings roof;
+  roof.flops_per_s = matmul_rate();
+  const Tensor a = filled({kBuffer}, 1), b = filled({kBuffer}, 0);
+  roof.read_bytes_per_s = read_rate(a);
+  roof.copy_bytes_per_s = copy_rate(a, b);
+  return roof;
+}
+
+}  // namespace ridge

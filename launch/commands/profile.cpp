@@ -1,0 +1,118 @@
+#include <chrono>
+
+#include "core/base/profiler.h"
+#include "core/base/threads.h"
+#include "core/io/perfetto.h"
+#include "launch/ceilings.h"
+#include "launch/context.h"
+#include "launch/workloads.h"
+
+namespace ridge {
+namespace {
+
+struct Options {
+  std::string model;
+  std::string dtype = "f32";
+  std::string trace = "profile.pftrace";
+  std::int64_t batch = 1, sequence_length = 512, prompt = 32, steps = 0;
+  bool train = false, generate = false;
+};
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Runs `step` once to warm up, then `steps` times under the profiler; returns the wall time of those.
+template <class Step>
+double profiled(Profiler& profiler, std::int64_t steps, Step&& step) {
+  step();
+  profiler.clear();
+  const ProfilerScope scope(current_stream(Device::cpu), &profiler);
+  const auto start = Clock::now();
+  for (std::int64_t i = 0; i < steps; ++i) step();
+  return seconds_since(start);
+}
+
+void write_trace(const Profiler& profiler, const std::string& path) {
+  PerfettoWriter trace(path);
+  trace.process(1, "ridge");
+  const auto track = trace.thread(1, 1, "cpu stream");
+  for (const LaunchRecord& r : profiler.records()) {
+    const TraceAnnotation notes[] = {{"flops", r.flops}, {"bytes", r.bytes}};
+    trace.begin(track, r.op, static_cast<std::uint64_t>(r.begin_ns), notes);
+    trace.end(track, static_cast<std::uint64_t>(r.end_ns));
+  }
+  trace.flush();
+}
+
+std::vector<JsonObject> rows_json(const std::vector<OpSummary>& ops, const Ceilings& roof) {
+  std::vector<JsonObject> rows;
+  for (const OpSummary& op : ops) {
+    const double attainable = attainable_seconds(roof, op.flops, op.bytes);
+    rows.push_back({{"op", op.op},
+                    {"calls", op.calls},
+                    {"seconds", op.seconds},
+                    {"flops", op.flops},
+                    {"bytes", op.bytes},
+                    {"attainable_seconds", attainable},
+                    {"limit_share", attainable / op.seconds}});
+  }
+  return rows;
+}
+
+double run_workload(const Options& options, Profiler& profiler) {
+  const auto model = workload_model(options.model, parse_dtype(options.dtype), false);
+  if (options.generate) {
+    const std::int64_t steps = options.steps > 0 ? options.steps : 64;
+    DecodingWorkload work(*model, options.prompt, options.prompt + steps + 1);
+    return profiled(profiler, steps, [&] { work.step(); });
+  }
+  TrainingWorkload work(*model, options.batch, options.sequence_length);
+  return profiled(profiler, options.steps > 0 ? options.steps : 5, [&] { work.step(); });
+}
+
+void run(const Options& options, Context& context) {
+  require(!(options.train && options.generate), "profile: give --train or --generate, not both");
+  require(options.dtype == "f32" || options.dtype == "bf16", "--dtype {} is unknown: use f32 or bf16",
+          options.dtype);
+  const Ceilings roof = measure_ceilings();
+  Profiler profiler;
+  const double wall = run_workload(options, profiler);
+  write_trace(profiler, options.trace);
+  const auto ops = profiler.summary();
+  std::string text = fmt::format(
+      "{} of {} on {} thread(s), {}\nlimits: {:.1f} GFLOP/s matmul, {:.1f} GB/s read, {:.1f} GB/s copy\n\n",
+      options.generate ? "decoding" : "training", options.model, thread_count(), options.dtype,
+      roof.flops_per_s / 1e9, roof.read_bytes_per_s / 1e9, roof.copy_bytes_per_s / 1e9);
+  text += roofline_table(ops, roof, wall);
+  text += fmt::format("trace: {} (open it in ui.perfetto.dev)\n", options.trace);
+  JsonObject json{{"wall_seconds", wall},
+                  {"flops_per_s", roof.flops_per_s},
+                  {"read_bytes_per_s", roof.read_bytes_per_s},
+                  {"copy_bytes_per_s", roof.copy_bytes_per_s},
+                  {"trace", options.trace}};
+  json.add("ops", rows_json(ops, roof));
+  context.emit(json, text);
+}
+
+}  // namespace
+
+void add_profile(const Command& app, Context& context) {
+  auto options = std::make_shared<Options>();
+  const Command command = app.add("profile", "Achieved against attainable, op by op");
+  command.required("--model", options->model,
+                   "Hugging Face folder; one with config.json alone gets random weights");
+  command.flag("--train", options->train, "Training steps (default)");
+  command.flag("--generate", options->generate, "Decoding steps");
+  command.option("--dtype", options->dtype, "f32 or bf16");
+  command.option("--batch", options->batch, "Training: sequences of a step");
+  command.option("--sequence-length", options->sequence_length, "Training: tokens of a sequence");
+  command.option("--prompt", options->prompt, "Decoding: tokens before the first step");
+  command.option("--steps", options->steps, "Steps to profile; default: 5 of training, 64 of decoding");
+  command.option("--trace", options->trace, "Perfetto trace to write");
+  command.run([options, &context] { run(*options, context); });
+}
+
+}  // namespace ridge

@@ -1,0 +1,45 @@
+// What every command shares: ranks, output form, threads.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "core/base/device.h"
+#include "launch/command_line.h"
+#include "launch/json_object.h"
+#include "parallel/mpi_communicator.h"
+
+namespace ridge {
+
+class Context {
+ public:
+  explicit Context(parallel::MpiSession& mpi) : mpi_(mpi) {}
+
+  parallel::Communicator& ranks() const { return mpi_.world(); }
+  bool is_root() const { return mpi_.world().rank() == 0; }
+  /// On rank 0: the object on stdout with --json, else `text`.
+  void emit(const JsonObject& object, const std::string& text) const;
+  /// On rank 0: one line on stderr.
+  void note(const std::string& line) const;
+
+  bool json = false;
+  std::string device = "auto";
+
+ private:
+  parallel::MpiSession& mpi_;
+};
+
+/// Each adds its command; the callback runs it.
+void add_info(const Command& app, Context& context);
+void add_tokenize(const Command& app, Context& context);
+void add_pack(const Command& app, Context& context);
+void add_logits(const Command& app, Context& context);
+void add_generate(const Command& app, Context& context);
+void add_eval(const Command& app, Context& context);
+void add_train(const Command& app, Context& context);
+void add_merge(const Command& app, Context& context);
+void add_profile(const Command& app, Context& context);
+void add_bench(const Command& app, Context& context);
+void add_sample_text(const Command& app, Context& context);
+
+}  // namespace ridge

@@ -1,0 +1,28 @@
+#include "launch/environment.h"
+
+#include <cstdlib>
+#include <string>
+
+#include "core/base/error.h"
+
+namespace ridge {
+
+bool launched_by_mpi() {
+  // Open MPI; Slurm with PMIx or PMI-2 inside a step; MPICH's Hydra.
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"}) {
+    if (std::getenv(name) != nullptr) return true;
+  }
+  return false;
+}
+
+std::optional<int> threads_from_environment() {
+  const char* text = std::getenv("RIDGE_THREADS");
+  if (text == nullptr) return std::nullopt;
+  char* end = nullptr;
+  const long threads = std::strtol(text, &end, 10);
+  require(*text != '\0' && *end == '\0' && threads >= 1 && threads <= 4096,
+          "RIDGE_THREADS is '{}': give a number of at least 1", text);
+  return static_cast<int>(threads);
+}
+
+}  // namespace ridge

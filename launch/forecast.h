@@ -1,0 +1,25 @@
+// What a step should cost: the same program on the meta device.
+#pragma once
+
+#include <cstdint>
+
+#include "core/base/stream.h"
+#include "core/models/config.h"
+
+namespace ridge::config {
+class RunConfig;
+}
+
+namespace ridge {
+
+struct Forecast {
+  double step_seconds = 0;      // of one rank, every op at its limit
+  double step_flops = 0;        // of one rank, from the ops' own Work
+  std::int64_t peak_bytes = 0;  // of one rank, with the pool's free blocks
+};
+
+/// Runs two training steps of one rank on meta: `micro_batches` of `micro_batch` sequences each.
+Forecast forecast_training(const models::ModelConfig& model, const config::RunConfig& run,
+                           std::int64_t micro_batches, const Ceilings& roof);
+
+}  // namespace ridge

@@ -1,0 +1,189 @@
+#include "launch/train_loop.h"
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <optional>
+
+#include "core/io/file.h"
+#include "core/io/tensorboard.h"
+#include "core/models/weights.h"
+#include "core/text/tokenizer.h"
+#include "launch/evaluate.h"
+#include "launch/forecast.h"
+#include "launch/metrics.h"
+#include "launch/progress.h"
+#include "launch/resume.h"
+#include "launch/run_config.h"
+#include "launch/run_config.pb.h"
+#include "launch/trainer.h"
+#include "launch/training_setup.h"
+#include "launch/workloads.h"
+#include "lora/adapter.h"
+
+namespace ridge {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// What rank 0 writes while a run goes on.
+class RunLog {
+ public:
+  RunLog(const config::RunConfig& run, std::int64_t first_step)
+      : metrics_(run.output(), first_step),
+        events_(run.output()),
+        progress_({run.train().steps(), first_step, run.train().log_every(), is_terminal(stderr)}, stderr) {}
+
+  void step(const StepReport& r, std::int64_t tokens, double tokens_per_s, double limit_share,
+            const std::optional<Perplexity>& valid, double elapsed) {
+    std::vector<Metric> fields{
+        {"loss", r.loss},           {"grad_norm", r.grad_norm},     {"lr", r.lr},
+        {"tokens", tokens},         {"tokens_per_s", tokens_per_s}, {"limit_share", limit_share},
+        {"step_seconds", r.seconds}};
+    if (valid) {
+      fields.push_back({"valid_loss", valid->nll});
+      fields.push_back({"valid_perplexity", valid->value});
+    }
+    metrics_.write(r.step, fields);
+    for (const Metric& m : fields) {
+      if (const double* value = std::get_if<double>(&m.value))
+        events_.scalar("train/" + std::string(m.name), r.step, *value);
+    }
+    std::string text = fmt::format("loss {:.4f}  norm {:.3f}  {:.0f} tok/s  {:.1f}% of limit", r.loss,
+                                   r.grad_norm, tokens_per_s, 100 * limit_share);
+    if (valid) text += fmt::format("  valid ppl {:.3f}", valid->value);
+    progress_.update(r.step + 1, text, elapsed);
+  }
+
+  void note(const std::string& text) { progress_.note(text); }
+  void flush() { events_.flush(); }
+
+ private:
+  MetricsLog metrics_;
+  EventWriter events_;
+  ProgressLine progress_;
+};
+
+std::vector<Window> validation_windows(const config::RunConfig& run, std::int64_t vocab_size) {
+  if (run.data().valid().empty()) return {};
+  const Tokenizer tokenizer = run_tokenizer(run);
+  const auto stream =
+      open_token_stream({run.data().valid().begin(), run.data().valid().end()}, tokenizer, vocab_size);
+  std::vector<std::int32_t> tokens(
+      static_cast<std::size_t>(std::min(stream->size(), run.train().eval_tokens())));
+  stream->read(0, tokens);
+  const std::int64_t window = std::max<std::int64_t>(2, run.data().sequence_length());
+  return cut_windows(tokens, Protocol::windows, window, window, -1);
+}
+
+std::string save_result(const config::RunConfig& run, Trainer& trainer) {
+  if (trainer.prepared().adapter) {
+    const std::string folder = run.output() + "/adapter";
+    lora::save_adapter(trainer.model().linears(), *trainer.prepared().adapter, folder);
+    return folder;
+  }
+  const std::string folder = run.output() + "/model";
+  models::save_model(trainer.model(), folder, training_dtype(run), tokenizer_folder(run));
+  return folder;
+}
+
+// Holds what the loop of one run needs beside the trainer.
+class Loop {
+ public:
+  Loop(const config::RunConfig& run, parallel::Communicator& ranks, const Ceilings& roof)
+      : run_(run),
+        ranks_(ranks),
+        trainer_(run, ranks),
+        windows_(validation_windows(run, trainer_.model().config().vocab_size)) {
+    forecast_ = forecast_training(trainer_.model().config(), run, trainer_.micro_batches(), roof);
+    first_ = resume(run, trainer_);
+    if (ranks.rank() != 0) return;
+    log_.emplace(run, first_);
+    for (const std::string& note : trainer_.notes()) log_->note(note);
+    if (first_ > 0) log_->note(fmt::format("resumed after step {}", first_ - 1));
+  }
+
+  TrainResult go(const std::function<void(const StepReport&)>& on_step) {
+    result_.steps = first_;
+    result_.predicted_bytes = forecast_.peak_bytes;
+    for (std::int64_t step = first_; step < run_.train().steps(); ++step) one_step(step, on_step);
+    result_.peak_bytes = memory_stats(Device::cpu).peak_reserved;
+    result_.tokens_per_s = median(speeds_);
+    result_.limit_share = median(shares_);
+    if (log_) log_->flush();
+    if (ranks_.rank() == 0) result_.saved_to = save_result(run_, trainer_);
+    ranks_.barrier();
+    return result_;
+  }
+
+ private:
+  void one_step(std::int64_t step, const std::function<void(const StepReport&)>& on_step) {
+    const auto start = Clock::now();
+    const StepResult done = trainer_.step(step);
+    const StepReport report{step, done.loss, done.grad_norm, done.lr, seconds_since(start)};
+    speeds_.push_back(static_cast<double>(trainer_.tokens_per_step()) / report.seconds);
+    shares_.push_back(forecast_.step_seconds / report.seconds);
+    result_.final_loss = done.loss;
+    result_.steps = step + 1;
+    if (on_step) on_step(report);
+    const auto valid = evaluate_after(step);
+    if (log_) {
+      log_->step(report, result_.steps * trainer_.tokens_per_step(), speeds_.back(), shares_.back(), valid,
+                 seconds_since(begin_));
+    }
+    checkpoint_after(step);
+  }
+
+  bool due(std::int64_t every, std::int64_t step) const { return every > 0 && (step + 1) % every == 0; }
+
+  std::optional<Perplexity> evaluate_after(std::int64_t step) {
+    if (windows_.empty() || !due(run_.train().eval_every(), step)) return std::nullopt;
+    const Perplexity p = evaluate(trainer_.model(), windows_, ranks_);
+    result_.valid_perplexity = p.value;
+    return p;
+  }
+
+  void checkpoint_after(std::int64_t step) {
+    if (!due(run_.train().checkpoint_every(), step)) return;
+    if (ranks_.rank() == 0) {
+      log_->flush();
+      const TrainingState state{step + 1, (step + 1) * trainer_.tokens_per_step(),
+                                (step + 1) * run_.train().global_batch(), run_.train().seed(),
+                                dump_yaml(run_)};
+      save_checkpoint(run_.output(), state, trainer_.state_tensors(), run_.train().keep_checkpoints());
+    }
+    ranks_.barrier();
+  }
+
+  const config::RunConfig& run_;
+  parallel::Communicator& ranks_;
+  Trainer trainer_;
+  std::vector<Window> windows_;
+  Forecast forecast_;
+  std::int64_t first_ = 0;
+  std::optional<RunLog> log_;
+  TrainResult result_;
+  std::vector<double> speeds_, shares_;
+  Clock::time_point begin_ = Clock::now();
+};
+
+}  // namespace
+
+TrainResult train(const config::RunConfig& run, parallel::Communicator& ranks, const Ceilings& roof,
+                  const std::function<void(const StepReport&)>& on_step) {
+  if (ranks.rank() == 0) {
+    std::error_code error;
+    std::filesystem::create_directories(run.output(), error);
+    require(!error, "output {}: cannot be made: {}", run.output(), error.message());
+    write_file_atomically(run.output() + "/config.yaml", dump_yaml(run));
+  }
+  ranks.barrier();
+  Loop loop(run, ranks, roof);
+  return loop.go(on_step);
+}
+
+}  // namespace ridge

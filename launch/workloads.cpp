@@ -1,0 +1,98 @@
+#include "launch/workloads.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "core/autograd.h"
+#include "core/base/random.h"
+#include "core/models/weights.h"
+#include "inference/sampling.h"
+
+namespace ridge {
+namespace {
+
+Tensor random_ids(const Shape& shape, std::int64_t vocab_size, std::uint64_t stream, Device device) {
+  const Tensor ids = Tensor::empty(shape, DType::i32, device);
+  if (device == Device::meta) return ids;
+  std::uint64_t i = 0;
+  for (std::int32_t& id : ids.span<std::int32_t>()) {
+    id = static_cast<std::int32_t>(philox({7, stream}, i++)[0] % static_cast<std::uint64_t>(vocab_size));
+  }
+  return ids;
+}
+
+bool has_weights(const std::string& folder) {
+  return std::filesystem::exists(folder + "/model.safetensors") ||
+         std::filesystem::exists(folder + "/model.safetensors.index.json");
+}
+
+}  // namespace
+
+std::unique_ptr<models::Llama> workload_model(const std::string& folder, DType dtype, bool random) {
+  if (!random && has_weights(folder)) return models::load_model(folder, dtype, models::LoadMode::train).model;
+  auto model = std::make_unique<models::Llama>(models::ModelConfig::load(folder), dtype, Device::cpu);
+  model->initialize(0);
+  return model;
+}
+
+TrainingWorkload::TrainingWorkload(models::Llama& model, std::int64_t batch, std::int64_t sequence_length)
+    : model_(model) {
+  require(batch >= 1 && sequence_length >= 1, "a batch of {} sequences of {} tokens: both must be at least 1",
+          batch, sequence_length);
+  for (const nn::Parameter& p : model.parameters()) {
+    autograd::set_requires_grad(*p.value, true);
+    trained_.push_back({p.name, *p.value, p.value->ndim() >= 2});
+  }
+  optimizer_ = optim::make_optimizer({}, trained_);
+  const std::int64_t vocab_size = model.config().vocab_size;
+  ids_ = random_ids({batch, sequence_length}, vocab_size, 0, model.device());
+  targets_ = random_ids({batch, sequence_length}, vocab_size, 1, model.device());
+}
+
+void TrainingWorkload::step() {
+  autograd::backward(model_.loss(ids_, targets_, 1.0 / static_cast<double>(ids_.numel())));
+  const double norm = optim::gradient_norm(trained_);
+  optimizer_->step(1e-4, optim::clip_factor(norm, 1));
+  optim::clear_gradients(trained_);
+}
+
+DecodingWorkload::DecodingWorkload(models::Llama& model, std::int64_t prompt, std::int64_t capacity)
+    : model_(model), cache_(model.make_cache(1, capacity)) {
+  require(prompt >= 1 && prompt < capacity, "a prompt of {} tokens: give at least 1 and less than {}", prompt,
+          capacity);
+  const autograd::NoGradScope no_grad;
+  for (const nn::Parameter& p : model.parameters()) {
+    const bool looked_up = p.name == "model.embed_tokens.weight" && !model.config().tied;
+    if (!looked_up) weight_bytes_ += static_cast<double>(p.value->bytes());
+  }
+  model_.last_logits(random_ids({1, prompt}, model.config().vocab_size, 2, model.device()), &cache_);
+}
+
+void DecodingWorkload::step() {
+  const autograd::NoGradScope no_grad;
+  const Tensor ids = Tensor::from(std::vector<std::int32_t>{next_}, {1, 1});
+  const Tensor logits = model_.last_logits(ids, &cache_).to(DType::f32);
+  next_ = inference::sample(logits.reshaped({-1}).span<float>(), {}, 0);
+}
+
+double DecodingWorkload::bytes_per_step() const {
+  return weight_bytes_ +
+         static_cast<double>((cache_.length() + 1) * model_.config().kv_bytes_per_token(model_.dtype()));
+}
+
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+std::int64_t peak_resident_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
+}
+
+}  // namespace ridge

@@ -1,0 +1,135 @@
+#include "core/autograd.h"
+
+#include "core/ops/elementwise.h"
+#include "core/ops/linear.h"
+#include "core/ops/norm.h"
+#include "core/ops/reduce.h"
+#include "core/random_state.h"
+#include "tests/core/ops/jacobian.h"
+
+namespace ridge {
+namespace {
+
+using test::random_tensor;
+
+Tensor leaf(const Shape& shape, std::uint64_t stream) {
+  Tensor t = random_tensor(shape, stream);
+  autograd::set_requires_grad(t, true);
+  return t;
+}
+
+TEST(Autograd, GradientsAccumulateOverBackwardPasses) {
+  const Tensor x = leaf({3}, 1);
+  autograd::backward(ops::sum(ops::scale(x, 2)));
+  autograd::backward(ops::sum(ops::scale(x, 3)));
+  for (const double g : autograd::grad_of(x).span<double>()) EXPECT_DOUBLE_EQ(g, 5);
+}
+
+TEST(Autograd, DiamondSumsBothPaths) {
+  const Tensor x = leaf({4}, 1);
+  const Tensor a = ops::scale(x, 2);
+  autograd::backward(ops::sum(ops::add(ops::mul(a, a), a)));  // 4 x^2 + 2 x
+  for (std::size_t i = 0; i < 4; ++i) EXPECT_NEAR(autograd::grad_of(x).span<double>()[i], 8 * x.span<double>()[i] + 2, 1e-12);
+}
+
+TEST(Autograd, AGradientThatIsSharedIsNotOverwritten) {
+  const Tensor x = leaf({4}, 1), y = leaf({4}, 2);
+  const Tensor sum = ops::add(x, y);  // its vjp hands one tensor to both
+  autograd::backward(ops::sum(ops::mul(sum, sum)));
+  autograd::backward(ops::sum(x));  // adds to x's gradient alone
+  for (std::size_t i = 0; i < 4; ++i) {
+    const double both = 2 * (x.span<double>()[i] + y.span<double>()[i]);
+    EXPECT_NEAR(autograd::grad_of(y).span<double>()[i], both, 1e-12);
+    EXPECT_NEAR(autograd::grad_of(x).span<double>()[i], both + 1, 1e-12);
+  }
+}
+
+TEST(Autograd, HooksFireOnceWithTheWholeGradient) {
+  const Tensor x = leaf({2}, 1);
+  int calls = 0;
+  double seen = 0;
+  autograd::leaf_of(x).hooks.push_back([&](autograd::Leaf& l) {
+    ++calls;
+    seen = l.grad.span<double>()[0];
+  });
+  autograd::backward(ops::sum(ops::add(ops::scale(x, 2), ops::scale(x, 5))));
+  EXPECT_EQ(calls, 1);
+  EXPECT_DOUBLE_EQ(seen, 7);
+}
+
+TEST(Autograd, NoGradRecordsNothing) {
+  const Tensor x = leaf({2}, 1);
+  const autograd::NoGradScope no_grad;
+  EXPECT_FALSE(ops::scale(x, 2).requires_grad());
+}
+
+TEST(Autograd, BackwardTwiceIsAnError) {
+  const Tensor y = ops::sum(ops::mul(leaf({2}, 1), leaf({2}, 2)));
+  autograd::backward(y);
+  EXPECT_THROW(autograd::backward(y), Error);
+}
+
+TEST(Autograd, SavedTensorsAreFreedAsBackwardPasses) {
+  const Tensor x = leaf({1 << 16}, 1);
+  const Tensor y = ops::sum(ops::exp(ops::exp(x)));
+  const auto before = memory_stats(Device::cpu).live;
+  autograd::backward(y);
+  EXPECT_LT(memory_stats(Device::cpu).live, before);  // two saved results went, one gradient came
+}
+
+// A small network with dropout and a weight used inside and outside the recomputed part.
+Tensor network(const Tensor& x, const Tensor& w, const Tensor& g, bool again) {
+  random_state() = {3, 1, 0, 0};
+  const auto inner = [w, g](const std::vector<Tensor>& in) {
+    return ops::rms_norm(ops::dropout(ops::linear(in[0], w), 0.3), g, 1e-5);
+  };
+  const Tensor h = again ? autograd::recompute(inner, {x}) : inner({x});
+  return ops::sum(ops::mul(ops::linear(h, w), ops::linear(h, w)));
+}
+
+TEST(Recompute, SameBitsForEveryGradient) {
+  const auto run = [](bool again) {
+    const Tensor x = leaf({5, 7}, 1), w = leaf({7, 7}, 2), g = leaf({7}, 3);
+    const Tensor y = network(x, w, g, again);
+    autograd::backward(y);
+    return std::vector<Tensor>{y.detached(), autograd::grad_of(x), autograd::grad_of(w), autograd::grad_of(g)};
+  };
+  const auto kept = run(false), again = run(true);
+  for (std::size_t i = 0; i < kept.size(); ++i) test::expect_close(again[i], kept[i], i == 2 ? 1e-15 : 0, "tensor " + std::to_string(i));
+}
+
+TEST(Recompute, HooksOfWeightsInsideAndOutsideFireOnce) {
+  const Tensor x = leaf({5, 7}, 1), w = leaf({7, 7}, 2), g = leaf({7}, 3);
+  int calls = 0;
+  autograd::leaf_of(w).hooks.push_back([&](autograd::Leaf&) { ++calls; });
+  autograd::backward(network(x, w, g, true));
+  EXPECT_EQ(calls, 1);
+}
+
+TEST(Recompute, Nested) {
+  const auto square = [](const std::vector<Tensor>& in) { return ops::mul(in[0], in[0]); };
+  const Tensor x = leaf({3}, 1);
+  const Tensor y = autograd::recompute([&](const std::vector<Tensor>& in) { return ops::exp(autograd::recompute(square, {in[0]})); }, {x});
+  autograd::backward(ops::sum(y));
+  for (std::size_t i = 0; i < 3; ++i) {
+    const double v = x.span<double>()[i];
+    EXPECT_NEAR(autograd::grad_of(x).span<double>()[i], 2 * v * std::exp(v * v), 1e-9);
+  }
+}
+
+TEST(Meta, ShapesAndWorkWithoutMemory) {
+  Stream& stream = current_stream(Device::meta);
+  stream.meta_ceilings = {1e9, 1e12, 1e12};
+  stream.virtual_seconds = 0;
+  const Tensor x = Tensor::empty({1 << 20, 1 << 12}, DType::f32, Device::meta);  // 16 GiB, were it real
+  Tensor w = Tensor::empty({1 << 12, 1 << 12}, DType::f32, Device::meta);
+  autograd::set_requires_grad(w, true);
+  const Tensor y = ops::linear(x, w);
+  EXPECT_EQ(y.shape(), (Shape{1 << 20, 1 << 12}));
+  EXPECT_NEAR(stream.virtual_seconds, 2.0 * (1 << 20) * (1 << 12) * (1 << 12) / 1e9, 1);
+  autograd::backward(y, y.detached());
+  EXPECT_EQ(autograd::grad_of(w).shape(), w.shape());
+}
+
+}  // namespace
+}  // namespace ridge
