@@ -104,6 +104,8 @@ json parse_json(std::string_view text, std::string_view source) {
     return json::parse(text.begin(), text.end());
   } catch (const json::parse_error& error) {
     fail_user("{}: not valid JSON at byte {} of {}", source, error.byte, text.size());
+  } catch (const json::out_of_range&) {
+    fail_user("{}: not valid JSON: a number is too large for any field", source);
   }
 }
 
