@@ -52,7 +52,7 @@ struct Forward {
     return {std::min(begin, span.end), std::min(begin + cut_keys, span.end)};
   }
   std::int64_t partial_rows() const { return together * block_rows; }
-  std::int64_t partial_size() const { return round_up(partial_rows() * (width + 2), kLanes<A>); }
+  std::int64_t partial_size() const { return partial_rows() * (width + 2); }
   Partial<A> partial(A* memory) const {
     return {memory, memory + partial_rows() * width, memory + partial_rows() * (width + 1)};
   }

@@ -116,14 +116,6 @@ void load_keys(const KeyRows<const T>& x, std::int64_t begin, std::int64_t end, 
   }
 }
 
-/// to[columns, rows] = from[rows, columns], both dense.
-template <class A>
-void turn(const A* __restrict from, std::int64_t rows, std::int64_t columns, A* __restrict to) {
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t c = 0; c < columns; ++c) to[c * rows + r] = from[r * columns + c];
-  }
-}
-
 /// Up to kPanel<A> rows side by side, one a vector lane, with what each sees.
 template <class A>
 struct Panel {
@@ -150,8 +142,7 @@ struct Panel {
   }
 };
 
-/// What the visible keys of a part of the cache contribute to some rows: exp(score - max) v summed, and its
-/// norm.
+/// What some of the keys contribute to some rows: the sums of exp(score - max) v and of exp(score - max).
 template <class A>
 struct Partial {
   A* out;  // [rows, width]
@@ -161,7 +152,7 @@ struct Partial {
 
 /// Rows of one block: more reuse of a key tile with more, less scratch and more parallelism with fewer.
 template <class A>
-inline constexpr std::int64_t kBlockRows = 2 * kPanel<A>;
+inline constexpr std::int64_t kBlockRows = 4 * kPanel<A>;
 /// Up to this many rows a key-value head, dot products along the head dim beat tiles of rows.
 inline constexpr std::int64_t kDecodeRows = 8;
 

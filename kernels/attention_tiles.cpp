@@ -43,13 +43,16 @@ struct TileKernel {
 
   void load_panel(const View<const T>& q, const RowBlock& block, const Panel<A>& panel,
                   std::int64_t p) const {
-    A* __restrict to = memory.q(p);
-    std::fill(to, to + memory.width * kWidth, A(0));
+    A* const rows = memory.out(p);
+    std::fill(rows, rows + memory.width * kWidth, A(0));
     const A scale = static_cast<A>(problem.options.scale);
     for (std::int64_t r = 0; r < panel.count; ++r) {
-      const T* from = row_of(q, problem, block, panel.first - block.first + r);
-      for (std::int64_t d = 0; d < problem.head_dim; ++d) to[d * kWidth + r] = load(from[d]) * scale;
+      const T* __restrict from = row_of(q, problem, block, panel.first - block.first + r);
+      A* __restrict to = rows + r * memory.width;
+#pragma omp simd
+      for (std::int64_t d = 0; d < problem.head_dim; ++d) to[d] = load(from[d]) * scale;
     }
+    turn(rows, kWidth, memory.width, memory.q(p));
     std::fill(memory.out(p), memory.out(p) + memory.width * kWidth, A(0));
     std::fill(memory.max(p), memory.max(p) + kWidth, kNothing<A>);
     std::fill(memory.sum(p), memory.sum(p) + kWidth, A(0));
@@ -61,13 +64,14 @@ struct TileKernel {
             std::int64_t to) const {
     A* scores = memory.scores + from * kWidth;
     const std::int64_t n = to - from;
-    panel_product<A, kVectors, Lies::by_rows>(round_up(n, kTileRows), memory.width,
+    panel_product<A, kVectors, Lies::by_rows>(round_up(n, kTileRows), problem.head_dim,
                                               memory.keys + from * memory.width, memory.width, memory.q(p),
                                               kWidth, scores, kWidth, false);
     if (!panel.sees_all(tile + from, tile + to)) hide<kVectors>(panel, tile + from, n, scores);
     softmax<kVectors>(p, n, scores);
-    panel_product<A, kVectors, Lies::by_columns>(memory.width, n, memory.values + from * memory.width,
-                                                 memory.width, scores, kWidth, memory.out(p), kWidth, true);
+    panel_product<A, kVectors, Lies::by_columns>(round_up(problem.head_dim, kTileRows), n,
+                                                 memory.values + from * memory.width, memory.width, scores,
+                                                 kWidth, memory.out(p), kWidth, true);
   }
 
   template <int kVectors>
@@ -156,13 +160,11 @@ struct TileKernel {
 
   void store_panel(const Panel<A>& panel, std::int64_t p, std::int64_t first,
                    const Partial<A>& result) const {
-    const A* __restrict from = memory.out(p);
-    for (std::int64_t r = 0; r < panel.count; ++r) {
-      A* __restrict to = result.out + (first + r) * memory.width;
-      for (std::int64_t d = 0; d < memory.width; ++d) to[d] = from[d * kWidth + r];
-      result.max[first + r] = memory.max(p)[r];
-      result.sum[first + r] = memory.sum(p)[r];
-    }
+    // q is no longer needed: its place takes the turned rows.
+    turn(memory.out(p), memory.width, kWidth, memory.q(p));
+    std::copy(memory.q(p), memory.q(p) + panel.count * memory.width, result.out + first * memory.width);
+    std::copy(memory.max(p), memory.max(p) + panel.count, result.max + first);
+    std::copy(memory.sum(p), memory.sum(p) + panel.count, result.sum + first);
   }
 };
 

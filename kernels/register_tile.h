@@ -17,12 +17,13 @@ inline constexpr std::int64_t kVectorBytes = 64, kTileRows = 8;
 #elif defined(__AVX__)
 inline constexpr std::int64_t kVectorBytes = 32, kTileRows = 4;
 #else
-inline constexpr std::int64_t kVectorBytes = 16, kTileRows = 4;
+inline constexpr std::int64_t kVectorBytes = 16, kTileRows = 2;
 #endif
 
 /// Elements of one vector register.
 template <class A>
 inline constexpr std::int64_t kLanes = kVectorBytes / static_cast<std::int64_t>(sizeof(A));
+static_assert(kLanes<double> % kTileRows == 0);  // whole vectors are whole tiles
 /// Columns of the widest tile: 3 vectors, so that 24 sums, 3 of B's and a splat fit 32 registers.
 template <class A>
 inline constexpr std::int64_t kPanel = 3 * kLanes<A>;
@@ -159,6 +160,40 @@ inline void wide_product(std::int64_t m, std::int64_t n, std::int64_t k, const A
     b += width * kLanes<A>;
     c += width * kLanes<A>;
     vectors -= width;
+  }
+}
+
+namespace detail {
+
+// The lanes of x and y in turn: the first halves, or the second ones.
+template <int kHalf, class V, int... I>
+inline V interleave(V x, V y, std::integer_sequence<int, I...>) {
+  constexpr int kCount = sizeof...(I);
+  return __builtin_shufflevector(x, y, ((I % 2) * kCount + kHalf * kCount / 2 + I / 2)...);
+}
+
+}  // namespace detail
+
+/// to[columns, rows] = from[rows, columns], both dense; rows and columns are multiples of kLanes<A>.
+template <class A>
+inline void turn(const A* from, std::int64_t rows, std::int64_t columns, A* to) {
+  using V = typename VectorOf<A>::type;
+  constexpr int kCount = static_cast<int>(kLanes<A>);
+  constexpr auto kIndex = std::make_integer_sequence<int, kCount>();
+  for (std::int64_t r = 0; r < rows; r += kCount) {
+    for (std::int64_t c = 0; c < columns; c += kCount) {
+      V x[kCount], y[kCount];
+      for (int i = 0; i < kCount; ++i) x[i] = *reinterpret_cast<const V*>(from + (r + i) * columns + c);
+#pragma GCC unroll 4
+      for (int round = 1; round < kCount; round *= 2) {  // each interleaving moves one bit of the row number
+        for (int i = 0; i < kCount / 2; ++i) {
+          y[2 * i] = detail::interleave<0>(x[i], x[i + kCount / 2], kIndex);
+          y[2 * i + 1] = detail::interleave<1>(x[i], x[i + kCount / 2], kIndex);
+        }
+        for (int i = 0; i < kCount; ++i) x[i] = y[i];
+      }
+      for (int i = 0; i < kCount; ++i) *reinterpret_cast<V*>(to + (c + i) * rows + r) = x[i];
+    }
   }
 }
 

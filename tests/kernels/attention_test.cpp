@@ -126,6 +126,10 @@ TYPED_TEST(Attention, FewerQueriesThanKeys) {
   expect_matches<TypeParam>({"two rows", 1, 2, 77, 2, 2, 16, mask(true)});
   expect_matches<TypeParam>({"three rows", 1, 1, 77, 3, 1, 20, mask(true)});
   expect_matches<TypeParam>({"four rows", 1, 2, 77, 4, 2, 128, mask(true, 9)});
+  expect_matches<TypeParam>({"seven rows", 1, 7, 70, 2, 2, 40, mask(true)});
+  expect_matches<TypeParam>({"eight rows", 2, 2, 66, 8, 2, 33, mask(true, 30)});
+  expect_matches<TypeParam>({"nine rows", 1, 3, 66, 6, 2, 16, mask(true)});
+  expect_matches<TypeParam>({"too many heads to take together", 1, 4, 20, 33, 33, 8, mask(true)});
   expect_matches<TypeParam>({"cross attention", 2, 20, 33, 2, 1, 16, mask(false)});
 }
 
@@ -195,6 +199,32 @@ TYPED_TEST(Attention, HeadsBeforeTokens) {
   run.forward(false);
   for (std::int64_t h = 0; h < 4; ++h) {
     EXPECT_EQ(std::memcmp(&out(1, 30, h, 0), &run.o.view()(1, 30, h, 0), 16 * sizeof(TypeParam)), 0);
+  }
+}
+
+TYPED_TEST(Attention, KeysStoredHeadByHead) {
+  for (const std::int64_t queries : {1, 2, 30}) {
+    Example<TypeParam> run({"cache", 2, queries, 300, 6, 3, 48, mask(true)});
+    run.forward();
+    const auto turn = [](Array<TypeParam>& x) {  // [B, S, G, D] values in [B, G, S, D] memory
+      std::vector<TypeParam> memory(static_cast<std::size_t>(x.B * x.T_ * x.H * x.D));
+      const View<TypeParam> view(memory.data(), {x.B, x.T_, x.H, x.D},
+                                 {x.H * x.T_ * x.D, x.D, x.T_ * x.D, 1});
+      for (std::int64_t i = 0; i < view.numel(); ++i) {
+        const std::int64_t d = i % x.D, h = i / x.D % x.H, t = i / x.D / x.H % x.T_, b = i / x.D / x.H / x.T_;
+        view(b, t, h, d) = x.view()(b, t, h, d);
+      }
+      return std::pair(std::move(memory), view);
+    };
+    const auto expected = run.o;
+    const auto k = turn(run.k), v = turn(run.v);
+    Stream stream(Device::cpu, "test");
+    attention<TypeParam>(stream, run.q.view(), k.second, v.second, run.o.view(), {}, run.c.options);
+    for (std::size_t i = 0; i < expected.data.size(); ++i) {
+      const auto a = static_cast<acc_t<TypeParam>>(run.o.data[i]),
+                 b = static_cast<acc_t<TypeParam>>(expected.data[i]);
+      ASSERT_NEAR(a, b, tolerance<TypeParam>()) << queries << " queries, element " << i;
+    }
   }
 }
 
