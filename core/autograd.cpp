@@ -215,7 +215,9 @@ Leaf& leaf_of(const Tensor& parameter) {
   return *leaf;
 }
 
-Tensor grad_of(const Tensor& parameter) { return parameter.requires_grad() ? leaf_of(parameter).grad : Tensor(); }
+Tensor grad_of(const Tensor& parameter) {
+  return parameter.requires_grad() ? leaf_of(parameter).grad : Tensor();
+}
 
 void backward(const Tensor& root, const Tensor& dy) {
   check(root.requires_grad(), "backward from a tensor with history");

@@ -4,7 +4,8 @@
 //   struct Scale {
 //     double factor;
 //     Tensor forward(const Tensor& x);                            // may keep what vjp needs in its fields
-//     std::vector<Tensor> vjp(const Tensor& dy, const Needs& needs);  // one gradient an input, undefined where not needed
+//     std::vector<Tensor> vjp(const Tensor& dy, const Needs& needs);  // one gradient an input, undefined
+//     where not needed
 //   };
 //   Tensor scale(const Tensor& x, double factor) { return autograd::apply(Scale{factor}, x); }
 #pragma once
@@ -125,8 +126,8 @@ class OpNode final : public Node {
 
 }  // namespace detail
 
-/// Runs an op, and puts it on the tape if any input wants a gradient. An op with `prepare(needs)` is told before
-/// `forward` which inputs will; none where nothing is recorded.
+/// Runs an op, and puts it on the tape if any input wants a gradient. An op with `prepare(needs)` is told
+/// before `forward` which inputs will; none where nothing is recorded.
 template <class Op, class... Inputs>
 Tensor apply(Op op, const Inputs&... inputs) {
   const bool record = grad_enabled() && (inputs.requires_grad() || ...);

@@ -1,5 +1,5 @@
-// Random state of a forward pass: every call of dropout gets a key of its own, and elements count from the sample's
-// place in the global batch, so that masks do not depend on micro-batching or ranks.
+// Random state of a forward pass: every call of dropout gets a key of its own, and elements count from the
+// sample's place in the global batch, so that masks do not depend on micro-batching or ranks.
 #pragma once
 
 #include <cstdint>

@@ -28,8 +28,8 @@ Tensor Tensor::full(const Shape& shape, double value, DType dtype, Device device
   Tensor t = empty(shape, dtype, device);
   const double source = value;
   if (device != Device::cpu) return t;
-  kernels::convert(current_stream(device), DType::f64, &source, shape, Tensor::empty({}, DType::f64).expanded(shape).strides(),
-                   dtype, t.data(), t.strides());
+  kernels::convert(current_stream(device), DType::f64, &source, shape,
+                   Tensor::empty({}, DType::f64).expanded(shape).strides(), dtype, t.data(), t.strides());
   return t;
 }
 
@@ -144,8 +144,8 @@ Tensor Tensor::as_contiguous() const { return contiguous() ? *this : contiguous_
 void Tensor::copy_from(const Tensor& other) const {
   if (other.shape() != shape_) fail("copy of {} into {}", to_string(other.shape()), to_string(shape_));
   check(device_ == other.device(), "copy within one device");
-  kernels::convert(current_stream(device_), other.dtype(), other.data(), shape_, other.strides(), dtype_, data(),
-                   strides_);
+  kernels::convert(current_stream(device_), other.dtype(), other.data(), shape_, other.strides(), dtype_,
+                   data(), strides_);
 }
 
 Tensor Tensor::detached() const {

@@ -74,9 +74,9 @@ class Tensor {
   Tensor expanded(const Shape& shape) const;  // strides 0 where broadcast
 
   // Copies without history.
-  Tensor to(DType dtype) const;      // itself where nothing changes
-  Tensor contiguous_copy() const;    // always new storage
-  Tensor as_contiguous() const;      // itself where it is contiguous
+  Tensor to(DType dtype) const;               // itself where nothing changes
+  Tensor contiguous_copy() const;             // always new storage
+  Tensor as_contiguous() const;               // itself where it is contiguous
   void copy_from(const Tensor& other) const;  // same shape, any dtype
 
   /// The same data without history.

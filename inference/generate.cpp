@@ -25,8 +25,8 @@ std::int32_t next_token(models::Llama& model, std::span<const std::int32_t> ids,
 
 }  // namespace
 
-Generation generate(models::Llama& model, std::span<const std::int32_t> prompt, const GenerateOptions& options,
-                    const std::function<void(std::int32_t)>& on_token) {
+Generation generate(models::Llama& model, std::span<const std::int32_t> prompt,
+                    const GenerateOptions& options, const std::function<void(std::int32_t)>& on_token) {
   require(!prompt.empty(), "the prompt has no tokens: give a text");
   const autograd::NoGradScope no_grad;
   nn::KvCache cache = model.make_cache(1, static_cast<std::int64_t>(prompt.size()) + options.max_new_tokens);

@@ -25,7 +25,7 @@ struct Generation {
 };
 
 /// `on_token` hears every new id at once. A UserError for an empty prompt or an id outside the embedding.
-Generation generate(models::Llama& model, std::span<const std::int32_t> prompt, const GenerateOptions& options,
-                    const std::function<void(std::int32_t)>& on_token = {});
+Generation generate(models::Llama& model, std::span<const std::int32_t> prompt,
+                    const GenerateOptions& options, const std::function<void(std::int32_t)>& on_token = {});
 
 }  // namespace ridge::inference

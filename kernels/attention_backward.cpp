@@ -59,7 +59,7 @@ struct Backward {
 
   const Problem& problem;
   const Operands<T>& x;
-  std::int64_t width = round_up(problem.head_dim, kLanes<A>);
+  std::int64_t width = round_up(problem.head_dim, kTileLanes<A>);
   KeyRange span = problem.span();
   std::int64_t padded_keys = round_up(span.end - span.begin, kTileRows);
   std::int64_t panels = std::max<std::int64_t>(1, (problem.rows() + kWidth - 1) / kWidth);
@@ -150,9 +150,9 @@ void Backward<T>::differentiate(const Panel<A>& panel, std::int64_t tile, std::i
 template <class T>
 void Backward<T>::step(const Panel<A>& panel, std::int64_t tile, std::int64_t n, const Memory<A>& m,
                        const KeyGradients<A>& sums) const {
-  if (panel.columns == 3 * kLanes<A>) products_of_rows<3>(tile, n, m);
-  if (panel.columns == 2 * kLanes<A>) products_of_rows<2>(tile, n, m);
-  if (panel.columns == 1 * kLanes<A>) products_of_rows<1>(tile, n, m);
+  if (panel.columns == 3 * kTileLanes<A>) products_of_rows<3>(tile, n, m);
+  if (panel.columns == 2 * kTileLanes<A>) products_of_rows<2>(tile, n, m);
+  if (panel.columns == 1 * kTileLanes<A>) products_of_rows<1>(tile, n, m);
   differentiate(panel, tile, n, m);
   wide_product<A, Lies::by_rows>(n, width, panel.count, m.weights, kWidth, m.grad, width,
                                  sums.dv + tile * width, width, true);

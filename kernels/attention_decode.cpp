@@ -20,7 +20,7 @@ void score_keys(const T* const* key, std::int64_t head_dim, const acc_t<T>* q, s
   using V = typename VectorOf<A>::type;
   V sums[kRows][kCount] = {};
   std::int64_t d = 0;
-  for (; d + kLanes<A> <= head_dim; d += kLanes<A>) {
+  for (; d + kTileLanes<A> <= head_dim; d += kTileLanes<A>) {
     for (int i = 0; i < kCount; ++i) {
       const V part = load_vector(key[i] + d);
       for (int r = 0; r < kRows; ++r) sums[r][i] += part * load_vector(q + r * width + d);
@@ -28,7 +28,7 @@ void score_keys(const T* const* key, std::int64_t head_dim, const acc_t<T>* q, s
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    if constexpr (kCount == 4 && kLanes<A> >= 4) {
+    if constexpr (kCount == 4 && kTileLanes<A> >= 4) {
       sum_lanes_of_four(sums[r], scores + r * kKeys);
     } else {
       for (int i = 0; i < kCount; ++i) scores[r * kKeys + i] = sum_lanes<A>(sums[r][i]);
@@ -52,7 +52,7 @@ void mix_values(const T* const* value, std::int64_t head_dim, const acc_t<T>* __
     for (int i = 0; i < kCount; ++i) weight[r][i] = V{} + weights[r * kKeys + i];
   }
   std::int64_t d = 0;
-  for (; d + kLanes<A> <= head_dim; d += kLanes<A>) {
+  for (; d + kTileLanes<A> <= head_dim; d += kTileLanes<A>) {
     V part[kCount];
     for (int i = 0; i < kCount; ++i) part[i] = load_vector(value[i] + d);
     for (int r = 0; r < kRows; ++r) {
@@ -108,7 +108,7 @@ struct Decode {
   const RowBlock& block;
   KeyRows<const T> keys, values;
   const Partial<A>& result;
-  std::int64_t width = round_up(problem.head_dim, kLanes<A>);
+  std::int64_t width = round_up(problem.head_dim, kTileLanes<A>);
   Scratch<A> memory{block.size() * (width + kKeys)};
   A* queries = memory.data();                  // [rows, width], scaled
   A* scores = queries + block.size() * width;  // [rows, kKeys]

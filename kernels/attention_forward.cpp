@@ -21,7 +21,7 @@ struct Forward {
   View<const T> q, k, v;
   View<T> o;
   View<A> lse;
-  std::int64_t width = round_up(problem.head_dim, kLanes<A>);
+  std::int64_t width = round_up(problem.head_dim, kTileLanes<A>);
   bool decode = problem.rows() <= kDecodeRows;
   std::int64_t together = groups_together();
   std::int64_t block_rows = std::min(problem.rows(), kBlockRows<A>);

@@ -126,7 +126,7 @@ struct Panel {
   KeyRange any, all;                                  // keys that some row sees; that every row sees
 
   Panel(const Problem& problem, std::int64_t first_row, std::int64_t rows) : first(first_row), count(rows) {
-    columns = round_up(count, kLanes<A>);
+    columns = round_up(count, kTileLanes<A>);
     any = {std::numeric_limits<std::int64_t>::max(), 0};
     all = {0, std::numeric_limits<std::int64_t>::max()};
     for (std::int64_t r = 0; r < columns; ++r) {

@@ -79,7 +79,7 @@ struct TileKernel {
     for (std::int64_t j = 0; j < n; ++j) {
       const auto key = static_cast<std::int32_t>(first_key + j);
 #pragma omp simd
-      for (int r = 0; r < kVectors * static_cast<int>(kLanes<A>); ++r) {
+      for (int r = 0; r < kVectors * static_cast<int>(kTileLanes<A>); ++r) {
         const bool seen = (key >= panel.begin[r]) & (key < panel.end[r]);
         scores[j * kWidth + r] = seen ? scores[j * kWidth + r] : kNothing<A>;
       }
@@ -89,7 +89,7 @@ struct TileKernel {
   // Scores become exp(score - max); the state moves to the new maximum.
   template <int kVectors>
   void softmax(std::int64_t p, std::int64_t n, A* scores) const {
-    constexpr std::int64_t kColumns = kVectors * kLanes<A>;
+    constexpr std::int64_t kColumns = kVectors * kTileLanes<A>;
     A* __restrict max = memory.max(p);
     A* __restrict sum = memory.sum(p);
     A base[kColumns], keep[kColumns];
@@ -118,7 +118,7 @@ struct TileKernel {
     for (int v = 0; v < kVectors; ++v) at(base, v) = peak[v];
     bool moved = false;
 #pragma omp simd reduction(|| : moved)
-    for (std::int64_t r = 0; r < kVectors * kLanes<A>; ++r) {
+    for (std::int64_t r = 0; r < kVectors * kTileLanes<A>; ++r) {
       moved = moved || base[r] != max[r];
       const A before = max[r];
       max[r] = base[r];
@@ -148,13 +148,13 @@ struct TileKernel {
     }
   }
 
-  static V& at(A* x, int v) { return *reinterpret_cast<V*>(x + v * kLanes<A>); }
-  static const V& at(const A* x, int v) { return *reinterpret_cast<const V*>(x + v * kLanes<A>); }
+  static V& at(A* x, int v) { return *reinterpret_cast<V*>(x + v * kTileLanes<A>); }
+  static const V& at(const A* x, int v) { return *reinterpret_cast<const V*>(x + v * kTileLanes<A>); }
 
   void step_any(const Panel<A>& panel, std::int64_t p, std::int64_t tile, std::int64_t from,
                 std::int64_t to) const {
-    if (panel.columns == 3 * kLanes<A>) return step<3>(panel, p, tile, from, to);
-    if (panel.columns == 2 * kLanes<A>) return step<2>(panel, p, tile, from, to);
+    if (panel.columns == 3 * kTileLanes<A>) return step<3>(panel, p, tile, from, to);
+    if (panel.columns == 2 * kTileLanes<A>) return step<2>(panel, p, tile, from, to);
     step<1>(panel, p, tile, from, to);
   }
 
@@ -177,7 +177,7 @@ void attend_tiles(const Problem& problem, const View<const T>& q, const View<con
   using A = acc_t<T>;
   constexpr std::int64_t kWidth = kPanel<A>;
   const std::int64_t panel_count = (block.count + kWidth - 1) / kWidth;
-  const Memory<A> memory(round_up(problem.head_dim, kLanes<A>), panel_count);
+  const Memory<A> memory(round_up(problem.head_dim, kTileLanes<A>), panel_count);
   const TileKernel<T> kernel{problem, memory};
   const KeyRows<const T> keys(k, block.b, block.g), values(v, block.b, block.g);
   std::vector<Panel<A>> panels;

@@ -1,6 +1,7 @@
 #include "kernels/copy.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -125,26 +126,35 @@ int transposed_dim(const Shape& shape, const Strides& x_strides) {
   return -1;
 }
 
-/// Copies in square blocks of dimensions `across` and the last, so that cache lines of both sides are used
-/// whole.
-class BlockedCopy {
+/// Converts in square blocks of dimensions `across` and the last through a tile that stays in L1: both sides
+/// are touched in runs, whatever sets of the cache their strides fall into.
+class BlockedConvert {
  public:
-  BlockedCopy(const char* x, Side from, char* y, Side to, const Shape& shape, int across, RowFn fn)
-      : x_(x), y_(y), from_(from), to_(to), shape_(shape), blocks_(shape), across_(across), fn_(fn) {
+  BlockedConvert(const char* x, Side from, char* y, Side to, const Shape& shape, int across, RowFn fn,
+                 RowFn turn)
+      : x_(x),
+        y_(y),
+        from_(from),
+        to_(to),
+        shape_(shape),
+        blocks_(shape),
+        across_(across),
+        fn_(fn),
+        turn_(turn) {
     blocks_[across_] = (shape[across_] + kBlock - 1) / kBlock;
     blocks_[-1] = (shape[-1] + kBlock - 1) / kBlock;
   }
 
   void run() const {
-    parallel_for(numel(blocks_), 16, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t block = begin; block < end; ++block) copy_block(block);
+    parallel_for(numel(blocks_), 4, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t block = begin; block < end; ++block) convert_block(block);
     });
   }
 
  private:
-  static constexpr std::int64_t kBlock = 32;  // elements
+  static constexpr std::int64_t kBlock = 64;  // elements
 
-  void copy_block(std::int64_t block) const {
+  void convert_block(std::int64_t block) const {
     const int last = shape_.ndim() - 1;
     std::int64_t from = 0, to = 0, rows = 0, columns = 0;
     for (int d = last; d >= 0; --d) {
@@ -157,9 +167,20 @@ class BlockedCopy {
       from += index * from_.strides[d];
       to += index * to_.strides[d];
     }
+    move_block(x_ + from * from_.size, y_ + to * to_.size, rows, columns);
+  }
+
+  void move_block(const char* x, char* y, std::int64_t rows, std::int64_t columns) const {
+    alignas(64) std::array<char, kBlock * kBlock * 8> tile;  // [columns][rows] of y's dtype
+    const std::int64_t column_step = from_.strides[-1] * from_.size;
+    for (std::int64_t c = 0; c < columns; ++c) {
+      const char* next = x + (c + kBlock) * column_step;  // the next block's column
+      for (std::int64_t byte = 0; byte < rows * from_.size; byte += 64) __builtin_prefetch(next + byte);
+      fn_(x + c * column_step, 1, tile.data() + c * kBlock * to_.size, 1, rows);
+    }
     for (std::int64_t r = 0; r < rows; ++r) {
-      fn_(x_ + (from + r * from_.strides[across_]) * from_.size, from_.strides[last],
-          y_ + (to + r * to_.strides[across_]) * to_.size, to_.strides[last], columns);
+      turn_(tile.data() + r * to_.size, kBlock, y + r * to_.strides[across_] * to_.size, to_.strides[-1],
+            columns);
     }
   }
 
@@ -170,14 +191,15 @@ class BlockedCopy {
   Shape blocks_;
   int across_;
   RowFn fn_;
+  RowFn turn_;  // a row of y's dtype to another
 };
 
-void convert_any(const void* x, Side from, void* y, Side to, const Shape& shape, RowFn fn) {
+void convert_any(const void* x, Side from, void* y, Side to, const Shape& shape, RowFn fn, RowFn turn) {
   const char* x_bytes = static_cast<const char*>(x);
   char* y_bytes = static_cast<char*>(y);
   const int across = transposed_dim(shape, from.strides);
   if (across < 0) return copy_rows(x_bytes, from, y_bytes, to, shape, fn);
-  BlockedCopy(x_bytes, from, y_bytes, to, shape, across, fn).run();
+  BlockedConvert(x_bytes, from, y_bytes, to, shape, across, fn, turn).run();
 }
 
 }  // namespace
@@ -192,7 +214,8 @@ void convert(Stream& stream, DType from, const void* x, const Shape& shape, cons
   const double bytes = distinct_bytes(distinct) * static_cast<double>(from_size) +
                        static_cast<double>(numel(shape)) * static_cast<double>(to_size);
   launch(stream, from == to ? "copy" : "convert", Work{0, bytes}, [&] {
-    convert_any(x, {from_size, x_strides}, y, {to_size, y_strides}, shape, row_function(from, to));
+    convert_any(x, {from_size, x_strides}, y, {to_size, y_strides}, shape, row_function(from, to),
+                row_function(to, to));
   });
 }
 

@@ -12,7 +12,7 @@
 namespace ridge::kernels {
 namespace {
 
-constexpr std::int64_t kChunk = 2048;  // logits of one step of the online softmax: stays in L1
+constexpr std::int64_t kChunk = 4096;  // logits of one step of the online softmax: stays in L1
 constexpr std::int64_t kElementsPerTask = 65536;
 
 std::int64_t rows_per_task(std::int64_t vocabulary) {
@@ -21,18 +21,20 @@ std::int64_t rows_per_task(std::int64_t vocabulary) {
 
 template <class T>
 acc_t<T> maximum(const T* x, std::int64_t n) {
-  acc_t<T> m = -std::numeric_limits<acc_t<T>>::infinity();
-#pragma omp simd reduction(max : m)
-  for (std::int64_t i = 0; i < n; ++i) m = load(x[i]) > m ? load(x[i]) : m;
-  return m;
-}
-
-template <class T>
-acc_t<T> sum_of_exp(const T* x, acc_t<T> shift, std::int64_t n) {
-  acc_t<T> sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < n; ++i) sum += vexp(load(x[i]) - shift);
-  return sum;
+  using A = acc_t<T>;
+  A lane[kLanes];
+  std::fill_n(lane, kLanes, -std::numeric_limits<A>::infinity());
+  std::int64_t begin = 0;
+  for (; begin + kLanes <= n; begin += kLanes) {
+#pragma omp simd
+    for (std::int64_t k = 0; k < kLanes; ++k)
+      lane[k] = load(x[begin + k]) > lane[k] ? load(x[begin + k]) : lane[k];
+  }
+  for (std::int64_t k = 0; begin + k < n; ++k) lane[k] = std::max(lane[k], load(x[begin + k]));
+  for (std::int64_t width = kLanes / 2; width > 0; width /= 2) {
+    for (std::int64_t k = 0; k < width; ++k) lane[k] = std::max(lane[k], lane[k + width]);
+  }
+  return lane[0];
 }
 
 /// log(sum(exp(x))) in one pass over memory. NaN spreads: it never wins the maximum but enters the sum.
@@ -48,7 +50,9 @@ acc_t<T> log_sum_exp(const T* x, std::int64_t n) {
       top = chunk_top;
     }
     const A shift = top == -std::numeric_limits<A>::infinity() ? A(0) : top;
-    sum += sum_of_exp(x + begin, shift, count);
+    const T* row = x + begin;
+    const auto term = [row, shift](std::int64_t i) { return vexp_of_negative(load(row[i]) - shift); };
+    sum += sum_terms<A>(count, term, row + kChunk);
   }
   return top + std::log(sum);
 }

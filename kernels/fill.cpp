@@ -26,7 +26,7 @@ void random_fill(View<T> y, double offset, double factor, RandomKey key, std::ui
     for_random_words(
         key, base, 0, span.count, [&](std::int64_t at, const std::uint32_t* words, std::int64_t n) {
           const auto skip = static_cast<std::int64_t>((base + static_cast<std::uint64_t>(at)) % 4);
-          draw(words - skip, draws.data());
+          draw(words - skip, (skip + n + 3) / 4 * 4, draws.data());
 #pragma omp simd
           for (std::int64_t i = 0; i < n; ++i) {
             store(row[(at + i) * walk.step(0)],
@@ -36,15 +36,15 @@ void random_fill(View<T> y, double offset, double factor, RandomKey key, std::ui
   });
 }
 
-void draw_uniform(const std::uint32_t* words, float* draws) {
+void draw_uniform(const std::uint32_t* words, std::int64_t count, float* draws) {
 #pragma omp simd
-  for (std::int64_t i = 0; i < kPhiloxWords; ++i) draws[i] = uniform_01(words[i]);
+  for (std::int64_t i = 0; i < count; ++i) draws[i] = uniform_01(words[i]);
 }
 
 /// Words (2i, 2i+1) make the normals (2i, 2i+1): radius from the first, angle from the second.
-void draw_normal(const std::uint32_t* words, float* draws) {
+void draw_normal(const std::uint32_t* words, std::int64_t count, float* draws) {
 #pragma omp simd
-  for (std::int64_t i = 0; i < kPhiloxWords; i += 2) {
+  for (std::int64_t i = 0; i < count; i += 2) {
     const float u = static_cast<float>(words[i]) * 0x1p-32f + 0x1p-33f;  // in (0, 1]
     const float radius = std::sqrt(-2.0f * vlog(u));
     const SinCos angle = vsincos_turns(uniform_01(words[i + 1]));

@@ -20,6 +20,7 @@ Work matmul_work(const View<const T>& a_MK, const View<const T>& b_KN, bool adds
 /// Cut among threads by rows or columns: the bits may depend on the number of threads, never on their timing.
 /// Instantiated for <float>, <double>, <bf16>, <bf16, float>.
 template <class T, class C = T>
-void matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C> c_MN, double alpha = 1, double beta = 0);
+void matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C> c_MN, double alpha = 1,
+            double beta = 0);
 
 }  // namespace ridge::kernels

@@ -9,15 +9,15 @@
 
 namespace ridge::kernels {
 
-inline constexpr std::int64_t kPhiloxCounters = 64;
+inline constexpr std::int64_t kPhiloxCounters = 256;
 inline constexpr std::int64_t kPhiloxWords = 4 * kPhiloxCounters;
 
-/// words[4c + k] = philox(key, counter + c)[k] for c in [0, kPhiloxCounters): the rounds of `philox` on
-/// scalars, since GCC does not vectorise a loop that holds an array.
-inline void philox_block(RandomKey key, std::uint64_t counter, std::uint32_t* words) {
+/// words[4c + k] = philox(key, counter + c)[k] for c in [0, count), count <= kPhiloxCounters: the rounds of
+/// `philox` on scalars, since GCC does not vectorise a loop that holds an array.
+inline void philox_block(RandomKey key, std::uint64_t counter, std::int64_t count, std::uint32_t* words) {
   std::uint32_t lane[4][kPhiloxCounters];
 #pragma omp simd
-  for (std::int64_t c = 0; c < kPhiloxCounters; ++c) {
+  for (std::int64_t c = 0; c < count; ++c) {
     const std::uint64_t at = counter + static_cast<std::uint64_t>(c);
     std::uint64_t c0 = at & 0xFFFFFFFFu, c1 = at >> 32;
     std::uint64_t c2 = key.stream & 0xFFFFFFFFu, c3 = key.stream >> 32;
@@ -36,7 +36,7 @@ inline void philox_block(RandomKey key, std::uint64_t counter, std::uint32_t* wo
     lane[2][c] = static_cast<std::uint32_t>(c2);
     lane[3][c] = static_cast<std::uint32_t>(c3);
   }
-  for (std::int64_t c = 0; c < kPhiloxCounters; ++c) {
+  for (std::int64_t c = 0; c < count; ++c) {
     for (std::int64_t k = 0; k < 4; ++k) words[4 * c + k] = lane[k][c];
   }
 }
@@ -49,8 +49,8 @@ void for_random_words(RandomKey key, std::uint64_t first, std::int64_t begin, st
   while (begin < end) {
     const std::uint64_t word = first + static_cast<std::uint64_t>(begin);
     const auto skip = static_cast<std::int64_t>(word % 4);
-    philox_block(key, word / 4, words.data());
     const std::int64_t count = std::min(end - begin, kPhiloxWords - skip);
+    philox_block(key, word / 4, (skip + count + 3) / 4, words.data());
     body(begin, words.data() + skip, count);
     begin += count;
   }

@@ -1,6 +1,7 @@
 #include "kernels/reduce.h"
 
 #include <algorithm>
+#include <bit>
 
 #include <cmath>
 #include <limits>
@@ -50,26 +51,30 @@ std::int64_t row_argmax(const T* x, std::int64_t step, std::int64_t n) {
 
 std::int64_t rows_per_task(std::int64_t length) { return std::max<std::int64_t>(1, kTask / length); }
 
+inline std::uint32_t bits_of(float x) { return std::bit_cast<std::uint32_t>(x); }
+inline std::uint64_t bits_of(double x) { return std::bit_cast<std::uint64_t>(x); }
+inline std::uint16_t bits_of(bf16 x) { return x.bits; }
+
+/// Infinities and NaN are the elements whose exponent is all ones.
 template <class T>
 bool any_non_finite(const T* x, std::int64_t step, std::int64_t n) {
-  int bad = 0;
-#pragma omp simd reduction(| : bad)
+  using Bits = decltype(bits_of(T()));
+  const Bits exponent = bits_of(T(std::numeric_limits<float>::infinity()));
+  Bits greatest = 0;
+#pragma omp simd reduction(max : greatest)
   for (std::int64_t i = 0; i < n; ++i) {
-    const acc_t<T> zero = load(x[i * step]) * 0;  // NaN for infinities and NaN
-    bad |= zero != zero;
+    const Bits e = bits_of(x[i * step]) & exponent;
+    greatest = e > greatest ? e : greatest;
   }
-  return bad != 0;
+  return greatest == exponent;
 }
 
 template <class T>
 double span_sum_of_squares(const T* x, std::int64_t step, std::int64_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < n; ++i) {
+  return sum_terms<double>(n, [x, step](std::int64_t i) {
     const auto v = static_cast<double>(load(x[i * step]));
-    sum += v * v;
-  }
-  return sum;
+    return v * v;
+  });
 }
 
 }  // namespace
@@ -139,7 +144,9 @@ std::int64_t first_non_finite(Stream& stream, View<const T> x) {
         walk.visit_chunk(chunk, [&](const Span<1>& span) {
           const T* row = x.data + span.offset[0];
           const std::int64_t step = walk.step(0);
-          if (at != kNone || !any_non_finite(row, step, span.count)) return;
+          if (at != kNone) return;
+          if (!(step == 1 ? any_non_finite(row, 1, span.count) : any_non_finite(row, step, span.count)))
+            return;
           std::int64_t i = 0;
           while (std::isfinite(load(row[i * step]))) ++i;
           at = span.first + i;

@@ -16,32 +16,37 @@ namespace {
 constexpr std::int64_t kSegment = 1024;     // elements of one vector sum along a row
 constexpr std::int64_t kTask = 16384;       // elements of one task at the least
 constexpr std::int64_t kRowsPerPart = 256;  // rows added one by one before the tree
-constexpr std::int64_t kColumns = 1024;     // columns of one task: their sums stay in L1
+constexpr std::int64_t kColumns = 4096;     // columns of one task: their sums stay in L1
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 template <class T>
 acc_t<T> row_sum(const T* x, std::int64_t step, std::int64_t n) {
-  acc_t<T> sum = 0;
+  if (step == 1) return sum_terms<acc_t<T>>(n, [x](std::int64_t i) { return load(x[i]); });
+  return sum_terms<acc_t<T>>(n, [x, step](std::int64_t i) { return load(x[i * step]); });
+}
+
+/// sum[i] += the i-th elements of the rows, where row r starts at x[offsets[r]].
+template <class T>
+void add_rows(const T* x, const std::array<std::int64_t, 4>& offsets, std::int64_t step, acc_t<T>* sum,
+              std::int64_t n) {
+  const T *x0 = x + offsets[0], *x1 = x + offsets[1], *x2 = x + offsets[2], *x3 = x + offsets[3];
   if (step == 1) {
-#pragma omp simd reduction(+ : sum)
-    for (std::int64_t i = 0; i < n; ++i) sum += load(x[i]);
-  } else {
-#pragma omp simd reduction(+ : sum)
-    for (std::int64_t i = 0; i < n; ++i) sum += load(x[i * step]);
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) sum[i] += (load(x0[i]) + load(x1[i])) + (load(x2[i]) + load(x3[i]));
+    return;
   }
-  return sum;
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t at = i * step;
+    sum[i] += (load(x0[at]) + load(x1[at])) + (load(x2[at]) + load(x3[at]));
+  }
 }
 
 template <class T>
 void add_row(const T* x, std::int64_t step, acc_t<T>* sum, std::int64_t n) {
-  if (step == 1) {
 #pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) sum[i] += load(x[i]);
-  } else {
-#pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) sum[i] += load(x[i * step]);
-  }
+  for (std::int64_t i = 0; i < n; ++i) sum[i] += load(x[i * step]);
 }
 
 /// Sums over some dimensions: kept index k, reduced index m. Every output is cut into `parts_` partial sums,
@@ -109,9 +114,13 @@ class Sum {
     std::fill_n(sum.begin(), columns, acc_t<T>(0));
     const T* base = x_ + kept_.offset(k);
     const std::int64_t end = std::min(reduced_.count, (part + 1) * kRowsPerPart);
-    for (std::int64_t m = part * kRowsPerPart; m < end; ++m) {
-      add_row(base + reduced_.offset(m), kept_.step(), sum.data(), columns);
+    std::int64_t m = part * kRowsPerPart;
+    for (; m + 4 <= end; m += 4) {
+      const std::array<std::int64_t, 4> offsets{reduced_.offset(m), reduced_.offset(m + 1),
+                                                reduced_.offset(m + 2), reduced_.offset(m + 3)};
+      add_rows(base, offsets, kept_.step(), sum.data(), columns);
     }
+    for (; m < end; ++m) add_row(base + reduced_.offset(m), kept_.step(), sum.data(), columns);
     for (std::int64_t c = 0; c < columns; ++c) emit(k + c, part, sum[static_cast<std::size_t>(c)]);
   }
 

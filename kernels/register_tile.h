@@ -22,11 +22,11 @@ inline constexpr std::int64_t kVectorBytes = 16, kTileRows = 2;
 
 /// Elements of one vector register.
 template <class A>
-inline constexpr std::int64_t kLanes = kVectorBytes / static_cast<std::int64_t>(sizeof(A));
-static_assert(kLanes<double> % kTileRows == 0);  // whole vectors are whole tiles
+inline constexpr std::int64_t kTileLanes = kVectorBytes / static_cast<std::int64_t>(sizeof(A));
+static_assert(kTileLanes<double> % kTileRows == 0);  // whole vectors are whole tiles
 /// Columns of the widest tile: 3 vectors, so that 24 sums, 3 of B's and a splat fit 32 registers.
 template <class A>
-inline constexpr std::int64_t kPanel = 3 * kLanes<A>;
+inline constexpr std::int64_t kPanel = 3 * kTileLanes<A>;
 
 template <class A>
 struct VectorOf {
@@ -65,7 +65,7 @@ inline typename VectorOf<acc_t<T>>::type load_vector(const T* from) {
 }
 
 /// The sum of a vector's lanes, halves added to halves.
-template <class A, int kCount = static_cast<int>(kLanes<A>), class V>
+template <class A, int kCount = static_cast<int>(kTileLanes<A>), class V>
 inline A sum_lanes(V x) {
   if constexpr (kCount == 2) {
     return x[0] + x[1];
@@ -111,7 +111,7 @@ template <class A, int kVectors, Lies kLies>
 inline void register_tile(std::int64_t k, const A* a, std::int64_t a_stride, const A* b,
                           std::int64_t b_stride, A* c, std::int64_t c_stride, bool add) {
   using V = typename VectorOf<A>::type;
-  constexpr std::int64_t kWidth = kLanes<A>;
+  constexpr std::int64_t kWidth = kTileLanes<A>;
   const std::int64_t row_step = kLies == Lies::by_rows ? a_stride : 1;
   const std::int64_t k_step = kLies == Lies::by_rows ? 1 : a_stride;
   V sums[kTileRows][kVectors] = {};
@@ -136,7 +136,7 @@ inline void register_tile(std::int64_t k, const A* a, std::int64_t a_stride, con
   }
 }
 
-/// m a multiple of kTileRows, n = kVectors * kLanes<A>.
+/// m a multiple of kTileRows, n = kVectors * kTileLanes<A>.
 template <class A, int kVectors, Lies kLies>
 inline void panel_product(std::int64_t m, std::int64_t k, const A* a, std::int64_t a_stride, const A* b,
                           std::int64_t b_stride, A* c, std::int64_t c_stride, bool add) {
@@ -147,18 +147,18 @@ inline void panel_product(std::int64_t m, std::int64_t k, const A* a, std::int64
   }
 }
 
-/// m a multiple of kTileRows, n any multiple of kLanes<A>: cut into panels of nearly equal width.
+/// m a multiple of kTileRows, n any multiple of kTileLanes<A>: cut into panels of nearly equal width.
 template <class A, Lies kLies>
 inline void wide_product(std::int64_t m, std::int64_t n, std::int64_t k, const A* a, std::int64_t a_stride,
                          const A* b, std::int64_t b_stride, A* c, std::int64_t c_stride, bool add) {
-  std::int64_t vectors = n / kLanes<A>;
+  std::int64_t vectors = n / kTileLanes<A>;
   while (vectors > 0) {
     const std::int64_t panels = (vectors + 2) / 3, width = (vectors + panels - 1) / panels;
     if (width == 3) panel_product<A, 3, kLies>(m, k, a, a_stride, b, b_stride, c, c_stride, add);
     if (width == 2) panel_product<A, 2, kLies>(m, k, a, a_stride, b, b_stride, c, c_stride, add);
     if (width == 1) panel_product<A, 1, kLies>(m, k, a, a_stride, b, b_stride, c, c_stride, add);
-    b += width * kLanes<A>;
-    c += width * kLanes<A>;
+    b += width * kTileLanes<A>;
+    c += width * kTileLanes<A>;
     vectors -= width;
   }
 }
@@ -174,11 +174,11 @@ inline V interleave(V x, V y, std::integer_sequence<int, I...>) {
 
 }  // namespace detail
 
-/// to[columns, rows] = from[rows, columns], both dense; rows and columns are multiples of kLanes<A>.
+/// to[columns, rows] = from[rows, columns], both dense; rows and columns are multiples of kTileLanes<A>.
 template <class A>
 inline void turn(const A* from, std::int64_t rows, std::int64_t columns, A* to) {
   using V = typename VectorOf<A>::type;
-  constexpr int kCount = static_cast<int>(kLanes<A>);
+  constexpr int kCount = static_cast<int>(kTileLanes<A>);
   constexpr auto kIndex = std::make_integer_sequence<int, kCount>();
   for (std::int64_t r = 0; r < rows; r += kCount) {
     for (std::int64_t c = 0; c < columns; c += kCount) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <vector>
 
 #include "core/base/launch.h"
@@ -11,54 +12,60 @@
 namespace ridge::kernels {
 namespace {
 
-constexpr std::int64_t kChunkElements = 16384;  // of one chunk of rows
+constexpr std::int64_t kChunkElements = 16384;  // of one chunk of rows, at the least
 
-std::int64_t rows_per_chunk(std::int64_t channels) {
-  return std::max<std::int64_t>(1, kChunkElements / std::max<std::int64_t>(1, channels));
-}
-
-/// Rows that share one partial sum of the weight's gradient: at most 64 partial sums, whatever the threads.
-std::int64_t rows_per_partial(std::int64_t rows, std::int64_t channels) {
-  return std::max(rows_per_chunk(channels), (rows + 63) / 64);
+/// Rows of one chunk: at most 64 chunks of many rows, so that the weight's gradient has few partial sums.
+std::int64_t rows_per_chunk(std::int64_t rows, std::int64_t channels) {
+  const std::int64_t enough = kChunkElements / std::max<std::int64_t>(1, channels);
+  return std::max<std::int64_t>({1, enough, (rows + 63) / 64});
 }
 
 template <class T>
-acc_t<T> sum_of_squares(const T* x, std::int64_t n) {
-  acc_t<T> sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < n; ++i) sum += load(x[i]) * load(x[i]);
-  return sum;
-}
+struct Forward {
+  View<const T> x_RC, weight_C;
+  View<T> y_RC;
+  View<acc_t<T>> inv_rms_R;  // without dimensions: not wanted
+  acc_t<T> eps;
 
-template <class T>
-void normalize_row(const T* x, const T* weight, acc_t<T> inv_rms, T* y, std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) store(y[i], round_to<T>(load(x[i]) * inv_rms) * load(weight[i]));
-}
-
-/// Mean over the row of dy * weight * normalised x.
-template <class T>
-acc_t<T> mean_projection(const T* dy, const T* x, const T* weight, acc_t<T> inv_rms, std::int64_t n) {
-  acc_t<T> sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < n; ++i) sum += load(dy[i]) * load(weight[i]) * load(x[i]);
-  return sum * inv_rms / static_cast<acc_t<T>>(n);
-}
-
-template <class T>
-void add_weight_gradient(const T* dy, const T* x, acc_t<T> inv_rms, acc_t<T>* dweight, std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) dweight[i] += load(dy[i]) * (load(x[i]) * inv_rms);
-}
-
-template <class T>
-void input_gradient(const T* dy, const T* x, const T* weight, acc_t<T> inv_rms, acc_t<T> mean, T* dx,
-                    std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) {
-    store(dx[i], inv_rms * (load(dy[i]) * load(weight[i]) - load(x[i]) * inv_rms * mean));
+  void operator()(std::int64_t begin, std::int64_t end) const {
+    const std::int64_t n = x_RC.dim(1), step = x_RC.strides[0];
+    for (std::int64_t r = begin; r < end; ++r) {
+      const T *x = &x_RC(r), *weight = weight_C.data;
+      const auto squares = sum_terms<acc_t<T>>(n, [x](std::int64_t i) { return load(x[i]) * load(x[i]); });
+      const acc_t<T> inv_rms = 1 / std::sqrt(squares / static_cast<acc_t<T>>(n) + eps);
+      if (inv_rms_R.ndim() != 0) inv_rms_R(r) = inv_rms;
+      const auto normalize = [x, weight, y = &y_RC(r), inv_rms](std::int64_t i) {
+        store(y[i], round_to<T>(load(x[i]) * inv_rms) * load(weight[i]));
+      };
+      each_element(n, normalize, x + step);
+    }
   }
-}
+};
+
+template <class T>
+struct Backward {
+  View<const T> dy_RC, x_RC, weight_C;
+  View<const acc_t<T>> inv_rms_R;
+  View<T> dx_RC;
+
+  /// Adds to `dweight` where kWeight.
+  template <bool kWeight>
+  void run(std::int64_t begin, std::int64_t end, acc_t<T>* dweight) const {
+    const std::int64_t n = x_RC.dim(1);
+    for (std::int64_t r = begin; r < end; ++r) {
+      const T *dy = &dy_RC(r), *x = &x_RC(r), *weight = weight_C.data;
+      const auto projection =
+          sum_terms<acc_t<T>>(n, [=](std::int64_t i) { return load(dy[i]) * load(weight[i]) * load(x[i]); });
+      const acc_t<T> inv_rms = inv_rms_R(r), mean = projection * inv_rms / static_cast<acc_t<T>>(n);
+      const auto gradients = [=, dx = &dx_RC(r)](std::int64_t i) {
+        const acc_t<T> d = load(dy[i]), normalized = load(x[i]) * inv_rms;
+        if constexpr (kWeight) dweight[i] += d * normalized;
+        store(dx[i], inv_rms * (d * load(weight[i]) - normalized * mean));
+      };
+      each_element(n, gradients, dy + dy_RC.strides[0], x + x_RC.strides[0]);
+    }
+  }
+};
 
 /// dweight[i] = sum over p of partial[p][i], as a tree: `partial` is spent.
 template <class A>
@@ -93,15 +100,8 @@ void rms_norm(Stream& stream, View<const T> x_RC, View<const T> weight_C, View<T
   check(y_RC.rows_dense() && (!keep || inv_rms_R.shape == Shape{rows}), "rms_norm: one inverse a row");
   const double bytes = x_RC.bytes() + weight_C.bytes() + y_RC.bytes() + (keep ? inv_rms_R.bytes() : 0);
   launch(stream, "rms_norm", Work{4 * static_cast<double>(rows * channels), bytes}, [&] {
-    parallel_for(rows, rows_per_chunk(channels), [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t r = begin; r < end; ++r) {
-        const T* x = &x_RC(r);
-        const acc_t<T> mean = sum_of_squares(x, channels) / static_cast<acc_t<T>>(channels);
-        const acc_t<T> inv_rms = 1 / std::sqrt(mean + static_cast<acc_t<T>>(eps));
-        normalize_row(x, weight_C.data, inv_rms, &y_RC(r), channels);
-        if (keep) inv_rms_R(r) = inv_rms;
-      }
-    });
+    const Forward<T> forward{x_RC, weight_C, y_RC, inv_rms_R, static_cast<acc_t<T>>(eps)};
+    parallel_for(rows, rows_per_chunk(rows, channels), forward);
   });
 }
 
@@ -118,20 +118,19 @@ void rms_norm_backward(Stream& stream, View<const T> dy_RC, View<const T> x_RC, 
                        (wanted ? dweight_C.bytes() : 0);
   const double flops = (wanted ? 9.0 : 7.0) * static_cast<double>(rows * channels);
   launch(stream, "rms_norm_backward", Work{flops, bytes}, [&] {
-    const std::int64_t grain = rows_per_partial(rows, channels);
-    const std::int64_t parts = (rows + grain - 1) / grain;
-    std::vector<acc_t<T>> partial(
-        wanted ? static_cast<std::size_t>(std::max<std::int64_t>(1, parts) * channels) : 0);
-    parallel_for(parts, 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t r = begin * grain; r < std::min(rows, end * grain); ++r) {
-        const T *dy = &dy_RC(r), *x = &x_RC(r);
-        const acc_t<T> inv_rms = inv_rms_R(r);
-        const acc_t<T> mean = mean_projection(dy, x, weight_C.data, inv_rms, channels);
-        if (wanted) add_weight_gradient(dy, x, inv_rms, partial.data() + r / grain * channels, channels);
-        input_gradient(dy, x, weight_C.data, inv_rms, mean, &dx_RC(r), channels);
-      }
+    const Backward<T> backward{dy_RC, x_RC, weight_C, inv_rms_R, dx_RC};
+    const std::int64_t grain = rows_per_chunk(rows, channels),
+                       parts = std::max<std::int64_t>(1, (rows + grain - 1) / grain);
+    if (!wanted) {
+      return parallel_for(rows, grain, [&](std::int64_t begin, std::int64_t end) {
+        backward.template run<false>(begin, end, nullptr);
+      });
+    }
+    std::vector<acc_t<T>> partial(static_cast<std::size_t>(parts * channels));
+    parallel_for(rows, grain, [&](std::int64_t begin, std::int64_t end) {
+      backward.template run<true>(begin, end, partial.data() + begin / grain * channels);
     });
-    if (wanted) combine(partial, parts, dweight_C);
+    combine(partial, parts, dweight_C);
   });
 }
 

@@ -1,6 +1,5 @@
 // Elementary functions without branches or calls, so that loops over them become vectors: f32 to a few ulp by
-// minimax polynomials (Remez), f64 by the standard library. They follow IEEE at infinities and NaN. With
-// floating-point contraction off (as built) the f32 ones give the same bits on every machine.
+// minimax polynomials (Remez), f64 by the standard library. They follow IEEE at infinities and NaN.
 #pragma once
 
 #include <bit>
@@ -14,6 +13,16 @@ namespace detail {
 inline constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
 inline constexpr float kLn2High = 0.693359375f;    // 9 bits, so that n * kLn2High is exact
 inline constexpr float kLn2Low = -2.12194442e-4f;
+
+/// e^r on [-ln(2)/2, ln(2)/2]
+inline float exp_polynomial(float r) {
+  float p = 1.39517197e-3f;
+  p = p * r + 8.36959854e-3f;
+  p = p * r + 4.16661873e-2f;
+  p = p * r + 1.66665122e-1f;
+  p = p * r + 5.0e-1f;
+  return (p * r) * r + r + 1.0f;
+}
 }  // namespace detail
 
 /// e^x, subnormal results included.
@@ -22,12 +31,7 @@ inline float vexp(float x) {
   const float shifted = clamped * 1.44269504f + detail::kRoundMagic;
   const float n = shifted - detail::kRoundMagic;
   const float r = (clamped - n * detail::kLn2High) - n * detail::kLn2Low;
-  float p = 1.39517197e-3f;
-  p = p * r + 8.36959854e-3f;
-  p = p * r + 4.16661873e-2f;
-  p = p * r + 1.66665122e-1f;
-  p = p * r + 5.0e-1f;
-  p = (p * r) * r + r + 1.0f;
+  const float p = detail::exp_polynomial(r);
   const auto k = static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(shifted) - 0x4B400000u);
   const std::int32_t half = k >> 1;  // two factors: 2^128 and 2^-150 are no normal numbers
   const float low = std::bit_cast<float>(static_cast<std::uint32_t>(half + 127) << 23);
@@ -35,6 +39,18 @@ inline float vexp(float x) {
   return p * low * high;
 }
 inline double vexp(double x) { return std::exp(x); }
+
+/// e^x for x <= 0 in fewer operations: what lies below e^-87 is e^-87. For sums whose greatest term is 1.
+inline float vexp_of_negative(float x) {
+  const float clamped = x < -87.0f ? -87.0f : x;
+  const float shifted = clamped * 1.44269504f + detail::kRoundMagic;
+  const float n = shifted - detail::kRoundMagic;
+  const float r = (clamped - n * detail::kLn2High) - n * detail::kLn2Low;
+  const float p = detail::exp_polynomial(r);
+  const std::uint32_t exponent = (std::bit_cast<std::uint32_t>(shifted) + (127u - 0x4B400000u)) << 23;
+  return p * std::bit_cast<float>(exponent);
+}
+inline double vexp_of_negative(double x) { return std::exp(x); }
 
 /// Natural logarithm, subnormal arguments included; log(0) = -inf, NaN below 0.
 inline float vlog(float x) {

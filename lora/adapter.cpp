@@ -24,31 +24,35 @@ std::string target_text(const LoraConfig& config) {
 
 void wrap(const nn::LinearSlot& slot, const LoraConfig& config, Device device) {
   require(adapter_in(slot) == nullptr, "layer {} has an adapter already: merge it first", slot.path);
-  *slot.slot = std::make_unique<LoraLinear>(std::move(*slot.slot), config.rank_of(slot.path), config.scaling_of(slot.path),
-                                            config.dropout, device);
+  *slot.slot = std::make_unique<LoraLinear>(std::move(*slot.slot), config.rank_of(slot.path),
+                                            config.scaling_of(slot.path), config.dropout, device);
 }
 
-std::int64_t wrap_targets(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config, Device device) {
+std::int64_t wrap_targets(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config,
+                          Device device) {
   std::int64_t count = 0;
   for (const nn::LinearSlot& slot : linears) {
     if (!config.targets_layer(slot.path)) continue;
     wrap(slot, config, device);
     ++count;
   }
-  require(count > 0, "the adapter's targets [{}] match none of the model's {} linear layers, such as {}", target_text(config),
-          linears.size(), linears.empty() ? "none" : linears.front().path);
+  require(count > 0, "the adapter's targets [{}] match none of the model's {} linear layers, such as {}",
+          target_text(config), linears.size(), linears.empty() ? "none" : linears.front().path);
   return count;
 }
 
-void load_tensor(const Tensor& into, const SafetensorsFile& file, const std::string& name, std::set<std::string>& seen) {
+void load_tensor(const Tensor& into, const SafetensorsFile& file, const std::string& name,
+                 std::set<std::string>& seen) {
   const TensorEntry* entry = file.find(name);
-  require(entry != nullptr, "{}: tensor {} is missing: adapter_config.json targets that layer", file.path(), name);
-  const Shape shape{std::span<const std::int64_t>(entry->shape.data(), std::min<std::size_t>(entry->shape.size(), kMaxDims))};
-  require(shape == into.shape(), "{}: tensor {} has shape {}, but the config and the base model say {}", file.path(), name,
-          to_string(shape), to_string(into.shape()));
+  require(entry != nullptr, "{}: tensor {} is missing: adapter_config.json targets that layer", file.path(),
+          name);
+  const Shape shape{std::span<const std::int64_t>(entry->shape.data(),
+                                                  std::min<std::size_t>(entry->shape.size(), kMaxDims))};
+  require(shape == into.shape(), "{}: tensor {} has shape {}, but the config and the base model say {}",
+          file.path(), name, to_string(shape), to_string(into.shape()));
   const auto dtype = entry->type();
-  require(dtype && is_floating(*dtype), "{}: tensor {} is stored as {}: F32, BF16 or F16 are read", file.path(), name,
-          entry->dtype);
+  require(dtype && is_floating(*dtype), "{}: tensor {} is stored as {}: F32, BF16 or F16 are read",
+          file.path(), name, entry->dtype);
   const Tensor stored = Tensor::empty(shape, *dtype);
   std::memcpy(stored.data(), entry->data.data(), entry->data.size());
   into.copy_from(stored);
@@ -61,8 +65,8 @@ bool is_adapter_parameter(std::string_view name) {
   return name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight");
 }
 
-std::int64_t add_adapters(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config, std::uint64_t seed,
-                          Device device) {
+std::int64_t add_adapters(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config,
+                          std::uint64_t seed, Device device) {
   const std::int64_t count = wrap_targets(linears, config, device);
   std::uint64_t index = 0;
   for (const nn::LinearSlot& slot : linears) {
@@ -76,7 +80,8 @@ LoraConfig read_adapter_config(const std::string& folder, std::vector<std::strin
   return LoraConfig::parse(read_text_file(path, kMaxConfigBytes), path, notes);
 }
 
-LoraConfig load_adapter(const std::vector<nn::LinearSlot>& linears, const std::string& folder, std::vector<std::string>& notes) {
+LoraConfig load_adapter(const std::vector<nn::LinearSlot>& linears, const std::string& folder,
+                        std::vector<std::string>& notes) {
   const LoraConfig config = read_adapter_config(folder, notes);
   const SafetensorsFile file = SafetensorsFile::open(folder + "/adapter_model.safetensors");
   wrap_targets(linears, config, Device::cpu);
@@ -88,20 +93,23 @@ LoraConfig load_adapter(const std::vector<nn::LinearSlot>& linears, const std::s
     load_tensor(adapter->b(), file, kPrefix + slot.path + ".lora_B.weight", seen);
   }
   for (const TensorEntry& entry : file.entries()) {
-    require(seen.contains(entry.name), "{}: tensor {} belongs to no layer that adapter_config.json targets in this model",
-            file.path(), entry.name);
+    require(seen.contains(entry.name),
+            "{}: tensor {} belongs to no layer that adapter_config.json targets in this model", file.path(),
+            entry.name);
   }
   return config;
 }
 
-void save_adapter(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config, const std::string& folder) {
+void save_adapter(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config,
+                  const std::string& folder) {
   std::vector<TensorEntry> entries;
   std::vector<Tensor> keep;
   const auto add = [&](const std::string& name, const Tensor& tensor) {
     keep.push_back(tensor.detached().as_contiguous());
     const Tensor& t = keep.back();
-    entries.push_back(make_tensor_entry(kPrefix + name, t.dtype(), {t.shape().begin(), t.shape().end()},
-                                        {static_cast<const std::byte*>(t.data()), static_cast<std::size_t>(t.bytes())}));
+    entries.push_back(
+        make_tensor_entry(kPrefix + name, t.dtype(), {t.shape().begin(), t.shape().end()},
+                          {static_cast<const std::byte*>(t.data()), static_cast<std::size_t>(t.bytes())}));
   };
   for (const nn::LinearSlot& slot : linears) {
     LoraLinear* adapter = adapter_in(slot);

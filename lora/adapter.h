@@ -9,19 +9,23 @@
 
 namespace ridge::lora {
 
-/// Wraps every layer that the config targets, with random A and zero B. Returns their number; a UserError where the targets
-/// match nothing.
-std::int64_t add_adapters(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config, std::uint64_t seed, Device device);
+/// Wraps every layer that the config targets, with random A and zero B. Returns their number; a UserError
+/// where the targets match nothing.
+std::int64_t add_adapters(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config,
+                          std::uint64_t seed, Device device);
 
 /// Reads FOLDER/adapter_config.json alone.
 LoraConfig read_adapter_config(const std::string& folder, std::vector<std::string>& notes);
 
-/// Reads FOLDER/adapter_config.json and adapter_model.safetensors, and wraps the layers that they name. UserErrors name
-/// tensors that are missing, unknown, or whose rank or shape disagrees. `notes` gets what a user should know.
-LoraConfig load_adapter(const std::vector<nn::LinearSlot>& linears, const std::string& folder, std::vector<std::string>& notes);
+/// Reads FOLDER/adapter_config.json and adapter_model.safetensors, and wraps the layers that they name.
+/// UserErrors name tensors that are missing, unknown, or whose rank or shape disagrees. `notes` gets what a
+/// user should know.
+LoraConfig load_adapter(const std::vector<nn::LinearSlot>& linears, const std::string& folder,
+                        std::vector<std::string>& notes);
 
 /// Writes the adapters in `linears` as a PEFT folder, in f32, whole or not at all.
-void save_adapter(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config, const std::string& folder);
+void save_adapter(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config,
+                  const std::string& folder);
 
 /// Merges every adapter into its dense base. Returns their number.
 std::int64_t merge_adapters(const std::vector<nn::LinearSlot>& linears);

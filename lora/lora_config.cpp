@@ -45,38 +45,62 @@ T overridden(const std::map<std::string, T>& patterns, const std::string& path, 
   return otherwise;
 }
 
-bool names_or_pattern_match(const std::vector<std::string>& names, const std::string& pattern, const std::string& path) {
+bool names_or_pattern_match(const std::vector<std::string>& names, const std::string& pattern,
+                            const std::string& path) {
   if (!pattern.empty()) return matches_pattern(pattern, path);
-  return std::any_of(names.begin(), names.end(), [&](const std::string& name) { return ends_with_name(path, name); });
+  return std::any_of(names.begin(), names.end(),
+                     [&](const std::string& name) { return ends_with_name(path, name); });
 }
 
 // Keys whose default is the only value that is supported.
 const std::set<std::string>& keys_that_must_be_off() {
-  static const std::set<std::string> keys{"use_dora",        "fan_in_fan_out",   "modules_to_save",         "layer_replication",
-                                          "lora_bias",       "megatron_config",  "trainable_token_indices", "target_parameters",
-                                          "use_qalora",      "arrow_config",     "alora_invocation_tokens", "use_bdlora"};
+  static const std::set<std::string> keys{
+      "use_dora",   "fan_in_fan_out",  "modules_to_save",         "layer_replication",
+      "lora_bias",  "megatron_config", "trainable_token_indices", "target_parameters",
+      "use_qalora", "arrow_config",    "alora_invocation_tokens", "use_bdlora"};
   return keys;
 }
 
 const std::set<std::string>& keys_without_effect() {
-  static const std::set<std::string> keys{"peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode",
-                                          "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias",
-                                          "use_rslora", "rank_pattern", "alpha_pattern", "layers_to_transform",
-                                          "layers_pattern", "init_lora_weights", "megatron_core", "loftq_config", "eva_config",
-                                          "corda_config", "auto_mapping", "peft_version", "qalora_group_size",
-                                          "ensure_weight_tying", "runtime_config", "lora_ga_config"};
+  static const std::set<std::string> keys{"peft_type",
+                                          "task_type",
+                                          "base_model_name_or_path",
+                                          "revision",
+                                          "inference_mode",
+                                          "r",
+                                          "lora_alpha",
+                                          "lora_dropout",
+                                          "target_modules",
+                                          "exclude_modules",
+                                          "bias",
+                                          "use_rslora",
+                                          "rank_pattern",
+                                          "alpha_pattern",
+                                          "layers_to_transform",
+                                          "layers_pattern",
+                                          "init_lora_weights",
+                                          "megatron_core",
+                                          "loftq_config",
+                                          "eva_config",
+                                          "corda_config",
+                                          "auto_mapping",
+                                          "peft_version",
+                                          "qalora_group_size",
+                                          "ensure_weight_tying",
+                                          "runtime_config",
+                                          "lora_ga_config"};
   return keys;
 }
 
 bool is_off(const Json& value) {
-  return value.is_null() || (value.is_boolean() && !value.get<bool>()) || (value.is_array() && value.empty()) ||
-         (value.is_object() && value.empty());
+  return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
+         (value.is_array() && value.empty()) || (value.is_object() && value.empty());
 }
 
 double number(const Json& json, const char* key, double absent, const std::string& source) {
   if (!json.contains(key) || json.at(key).is_null()) return absent;
-  require(json.at(key).is_number() && std::isfinite(json.at(key).get<double>()), "{}: {} is {}, not a number", source, key,
-          json.at(key).dump());
+  require(json.at(key).is_number() && std::isfinite(json.at(key).get<double>()), "{}: {} is {}, not a number",
+          source, key, json.at(key).dump());
   return json.at(key).get<double>();
 }
 
@@ -137,11 +161,13 @@ void read_patterns(const Json& json, LoraConfig& config, const std::string& sour
 void check_supported(const Json& json, const std::string& source, std::vector<std::string>& notes) {
   const std::string type = json.value("peft_type", std::string("LORA"));
   require(type == "LORA", "{}: peft_type {} is not supported: only LORA is", source, type);
-  const std::string bias = json.contains("bias") && json.at("bias").is_string() ? json.at("bias").get<std::string>() : "none";
+  const std::string bias =
+      json.contains("bias") && json.at("bias").is_string() ? json.at("bias").get<std::string>() : "none";
   require(bias == "none", "{}: bias {} is not supported: only none is", source, bias);
   for (const auto& [key, value] : json.items()) {
     if (keys_that_must_be_off().contains(key)) {
-      require(is_off(value), "{}: {} = {} is not supported: retrain the adapter without it", source, key, value.dump());
+      require(is_off(value), "{}: {} = {} is not supported: retrain the adapter without it", source, key,
+              value.dump());
     } else if (!keys_without_effect().contains(key) && !is_off(value)) {
       notes.push_back(fmt::format("{}: unknown key {} is ignored", source, key));
     }
@@ -164,26 +190,31 @@ bool matches_pattern(const std::string& pattern, std::string_view name) {
   int error = 0;
   PCRE2_SIZE where = 0;
   const std::unique_ptr<pcre2_code, CodeDeleter> code(
-      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), PCRE2_ANCHORED | PCRE2_ENDANCHORED, &error,
-                    &where, nullptr));
+      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+                    PCRE2_ANCHORED | PCRE2_ENDANCHORED, &error, &where, nullptr));
   require(code != nullptr, "pattern '{}' does not compile at character {}", pattern, where);
-  const std::unique_ptr<pcre2_match_data, MatchDeleter> match(pcre2_match_data_create_from_pattern(code.get(), nullptr));
+  const std::unique_ptr<pcre2_match_data, MatchDeleter> match(
+      pcre2_match_data_create_from_pattern(code.get(), nullptr));
   const std::unique_ptr<pcre2_match_context, ContextDeleter> context(pcre2_match_context_create(nullptr));
   pcre2_set_match_limit(context.get(), 100000);
-  const int found = pcre2_match(code.get(), reinterpret_cast<PCRE2_SPTR>(name.data()), name.size(), 0, 0, match.get(),
-                                context.get());
+  const int found = pcre2_match(code.get(), reinterpret_cast<PCRE2_SPTR>(name.data()), name.size(), 0, 0,
+                                match.get(), context.get());
   require(found >= 0 || found == PCRE2_ERROR_NOMATCH, "pattern '{}' takes too long to match", pattern);
   return found >= 0;
 }
 
 bool LoraConfig::targets_layer(const std::string& path) const {
   if (names_or_pattern_match(exclude, exclude_pattern, path)) return false;
-  if (!layers.empty() && std::find(layers.begin(), layers.end(), layer_index(path)) == layers.end()) return false;
-  if (target_pattern.empty() && targets.size() == 1 && targets[0] == "all-linear") return !is_output_layer(path);
+  if (!layers.empty() && std::find(layers.begin(), layers.end(), layer_index(path)) == layers.end())
+    return false;
+  if (target_pattern.empty() && targets.size() == 1 && targets[0] == "all-linear")
+    return !is_output_layer(path);
   return names_or_pattern_match(targets, target_pattern, path);
 }
 
-std::int64_t LoraConfig::rank_of(const std::string& path) const { return overridden(rank_pattern, path, rank); }
+std::int64_t LoraConfig::rank_of(const std::string& path) const {
+  return overridden(rank_pattern, path, rank);
+}
 
 double LoraConfig::alpha_of(const std::string& path) const { return overridden(alpha_pattern, path, alpha); }
 
@@ -192,20 +223,23 @@ double LoraConfig::scaling_of(const std::string& path) const {
   return alpha_of(path) / (use_rslora ? std::sqrt(r) : r);
 }
 
-LoraConfig LoraConfig::parse(std::string_view text, const std::string& source, std::vector<std::string>& notes) {
+LoraConfig LoraConfig::parse(std::string_view text, const std::string& source,
+                             std::vector<std::string>& notes) {
   const Json json = Json::parse(text.begin(), text.end(), nullptr, false);
   require(!json.is_discarded() && json.is_object(), "{}: not a JSON object", source);
   for (const char* key : {"peft_type", "base_model_name_or_path"}) {
-    require(!json.contains(key) || json.at(key).is_string() || json.at(key).is_null(), "{}: {} is {}, not a string", source, key,
-            json.at(key).dump());
+    require(!json.contains(key) || json.at(key).is_string() || json.at(key).is_null(),
+            "{}: {} is {}, not a string", source, key, json.at(key).dump());
   }
   check_supported(json, source, notes);
   LoraConfig config;
   if (json.contains("r")) config.rank = rank_value(json.at("r"), "r", source);
   config.alpha = number(json, "lora_alpha", 8, source);
   config.dropout = number(json, "lora_dropout", 0, source);
-  require(config.dropout >= 0 && config.dropout < 1, "{}: lora_dropout is {}, outside [0, 1)", source, config.dropout);
-  require(!json.contains("use_rslora") || json.at("use_rslora").is_boolean(), "{}: use_rslora is not true or false", source);
+  require(config.dropout >= 0 && config.dropout < 1, "{}: lora_dropout is {}, outside [0, 1)", source,
+          config.dropout);
+  require(!json.contains("use_rslora") || json.at("use_rslora").is_boolean(),
+          "{}: use_rslora is not true or false", source);
   config.use_rslora = json.value("use_rslora", false);
   read_names(json, "target_modules", config.targets, config.target_pattern, source);
   read_names(json, "exclude_modules", config.exclude, config.exclude_pattern, source);
@@ -238,7 +272,7 @@ std::string LoraConfig::to_json() const {
   json["init_lora_weights"] = true;
   json["modules_to_save"] = nullptr;
   const bool all = target_pattern.empty() && targets.size() == 1 && targets[0] == "all-linear";
-  json["target_modules"] = all ? nlohmann::json("all-linear")
+  json["target_modules"] = all                      ? nlohmann::json("all-linear")
                            : target_pattern.empty() ? nlohmann::json(targets)
                                                     : nlohmann::json(target_pattern);
   if (!exclude_pattern.empty()) {

@@ -18,13 +18,14 @@ struct LoraConfig {
   double alpha = 8;
   double dropout = 0;
   bool use_rslora = false;
-  /// Names: a layer matches one that it equals or ends with after a dot. "all-linear": all but the output layer.
+  /// Names: a layer matches one that it equals or ends with after a dot. "all-linear": all but the output
+  /// layer.
   std::vector<std::string> targets;
   /// A pattern for the whole name, in place of `targets`, where not empty.
   std::string target_pattern;
   std::vector<std::string> exclude;
   std::string exclude_pattern;
-  std::vector<std::int64_t> layers;  // layers_to_transform; empty: all
+  std::vector<std::int64_t> layers;                  // layers_to_transform; empty: all
   std::map<std::string, std::int64_t> rank_pattern;  // pattern of the name's end -> rank
   std::map<std::string, double> alpha_pattern;
   std::string base_model;  // base_model_name_or_path
@@ -35,7 +36,8 @@ struct LoraConfig {
   /// alpha / rank, or alpha / sqrt(rank) with rsLoRA (Kalajdzievski, 2023).
   double scaling_of(const std::string& path) const;
 
-  /// From the text of an adapter_config.json. UserError for what is set and not supported; `notes` gets unknown keys.
+  /// From the text of an adapter_config.json. UserError for what is set and not supported; `notes` gets
+  /// unknown keys.
   static LoraConfig parse(std::string_view json, const std::string& source, std::vector<std::string>& notes);
   std::string to_json() const;
 };

@@ -11,7 +11,8 @@
 
 namespace ridge::lora {
 
-LoraLinear::LoraLinear(std::unique_ptr<nn::Linear> base, std::int64_t rank, double scaling, double dropout, Device device)
+LoraLinear::LoraLinear(std::unique_ptr<nn::Linear> base, std::int64_t rank, double scaling, double dropout,
+                       Device device)
     : base_(std::move(base)), scaling_(scaling), dropout_(dropout) {
   const PurposeScope purpose(Purpose::weights);
   a_ = Tensor::empty({rank, base_->in_features()}, DType::f32, device);
@@ -42,7 +43,8 @@ std::unique_ptr<nn::Linear> LoraLinear::merge() {
   check(dense != nullptr, "merge into a dense base");
   const Tensor weight = dense->weight().detached();
   const Tensor sum = weight.dtype() == DType::f32 ? weight.contiguous_copy() : weight.to(DType::f32);
-  kernels::matmul<float>(current_stream(sum.device()), b_.view<float>(), a_.view<float>(), sum.view<float>(), scaling_, 1);
+  kernels::matmul<float>(current_stream(sum.device()), b_.view<float>(), a_.view<float>(), sum.view<float>(),
+                         scaling_, 1);
   const PurposeScope purpose(Purpose::weights);
   dense->weight() = sum.to(weight.dtype());
   return std::move(base_);

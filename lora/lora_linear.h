@@ -9,7 +9,8 @@ namespace ridge::lora {
 class LoraLinear final : public nn::Linear {
  public:
   /// A [rank, in] and B [out, rank] are f32; uninitialised. `dropout` in [0, 1).
-  LoraLinear(std::unique_ptr<nn::Linear> base, std::int64_t rank, double scaling, double dropout, Device device);
+  LoraLinear(std::unique_ptr<nn::Linear> base, std::int64_t rank, double scaling, double dropout,
+             Device device);
   Tensor forward(const Tensor& x) const override;
   std::int64_t in_features() const override { return base_->in_features(); }
   std::int64_t out_features() const override { return base_->out_features(); }

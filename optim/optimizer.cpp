@@ -45,12 +45,14 @@ class AdamW final : public Optimizer {
       const Tensor grad = autograd::grad_of(p.value);
       if (!grad.defined()) continue;
       const Slot& s = slots_[i];
-      const kernels::AdamWStep step{lr,           options_.beta1, options_.beta2, options_.eps, p.decay ? options_.weight_decay : 0,
-                                    steps_, grad_scale};
+      const kernels::AdamWStep step{
+          lr,     options_.beta1, options_.beta2, options_.eps, p.decay ? options_.weight_decay : 0,
+          steps_, grad_scale};
       Stream& stream = current_stream(p.value.device());
       const View<const float> g = grad.view<float>();
       if (s.master.defined()) {
-        kernels::adamw(stream, s.master.view<float>(), g, s.m.view<float>(), s.v.view<float>(), p.value.view<bf16>(), step);
+        kernels::adamw(stream, s.master.view<float>(), g, s.m.view<float>(), s.v.view<float>(),
+                       p.value.view<bf16>(), step);
       } else {
         kernels::adamw(stream, p.value.view<float>(), g, s.m.view<float>(), s.v.view<float>(), step);
       }
@@ -93,12 +95,14 @@ class Sgd final : public Optimizer {
       const Tensor grad = autograd::grad_of(p.value);
       if (!grad.defined()) continue;
       const Slot& s = slots_[i];
-      const kernels::SgdStep step{lr,     options_.momentum, 0, p.decay ? options_.weight_decay : 0, options_.nesterov,
-                                  steps_, grad_scale};
+      const kernels::SgdStep step{
+          lr,     options_.momentum, 0, p.decay ? options_.weight_decay : 0, options_.nesterov,
+          steps_, grad_scale};
       const View<float> momentum = s.momentum.defined() ? s.momentum.view<float>() : View<float>();
       Stream& stream = current_stream(p.value.device());
       if (s.master.defined()) {
-        kernels::sgd(stream, s.master.view<float>(), grad.view<float>(), momentum, p.value.view<bf16>(), step);
+        kernels::sgd(stream, s.master.view<float>(), grad.view<float>(), momentum, p.value.view<bf16>(),
+                     step);
       } else {
         kernels::sgd(stream, p.value.view<float>(), grad.view<float>(), momentum, step);
       }
@@ -108,7 +112,8 @@ class Sgd final : public Optimizer {
   std::vector<StateTensor> state() const override {
     std::vector<StateTensor> all;
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      if (slots_[i].momentum.defined()) all.push_back({parameters_[i].name + ".momentum", slots_[i].momentum});
+      if (slots_[i].momentum.defined())
+        all.push_back({parameters_[i].name + ".momentum", slots_[i].momentum});
       if (slots_[i].master.defined()) all.push_back({parameters_[i].name + ".master", slots_[i].master});
     }
     return all;
@@ -125,7 +130,8 @@ class Sgd final : public Optimizer {
 
 }  // namespace
 
-std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options, std::vector<TrainedParameter> parameters) {
+std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
+                                          std::vector<TrainedParameter> parameters) {
   check_parameters(parameters);
   if (options.name == "adamw") return std::make_unique<AdamW>(options, std::move(parameters));
   if (options.name == "sgd") return std::make_unique<Sgd>(options, std::move(parameters));

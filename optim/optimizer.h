@@ -45,12 +45,14 @@ class Optimizer {
 };
 
 /// State starts at zero; master copies at the parameters' values.
-std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options, std::vector<TrainedParameter> parameters);
+std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
+                                          std::vector<TrainedParameter> parameters);
 
 /// The 2-norm over all gradients, summed in f64 in the order of parameters.
 double gradient_norm(const std::vector<TrainedParameter>& parameters);
 
-/// The factor that brings `norm` to at most `limit`, as torch.nn.utils.clip_grad_norm_ has it; 1 where limit is 0.
+/// The factor that brings `norm` to at most `limit`, as torch.nn.utils.clip_grad_norm_ has it; 1 where limit
+/// is 0.
 double clip_factor(double norm, double limit);
 
 /// Forgets all gradients.

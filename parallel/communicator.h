@@ -1,4 +1,5 @@
-// Ranks that work together. A communicator is a value that is passed to what needs one; there is no global group.
+// Ranks that work together. A communicator is a value that is passed to what needs one; there is no global
+// group.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +22,8 @@ class Pending {
   virtual void wait() = 0;
 };
 
-/// Collectives over the ranks of one group: every rank calls the same ones in the same order. With one rank each is the
-/// identity. Reductions give the same bits on every rank, and the same from run to run.
+/// Collectives over the ranks of one group: every rank calls the same ones in the same order. With one rank
+/// each is the identity. Reductions give the same bits on every rank, and the same from run to run.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -45,7 +46,8 @@ class Communicator {
   /// `all` holds size() pieces of `mine`'s extent, by rank.
   template <class T>
   void all_gather(std::span<const T> mine, std::span<T> all) {
-    do_all_gather({const_cast<T*>(mine.data()), mine.size(), dtype_of<T>}, {all.data(), all.size(), dtype_of<T>});
+    do_all_gather({const_cast<T*>(mine.data()), mine.size(), dtype_of<T>},
+                  {all.data(), all.size(), dtype_of<T>});
   }
   template <class T>
   void broadcast(std::span<T> values, int root) {
@@ -68,8 +70,8 @@ class Communicator {
 /// One rank: every collective is the identity.
 std::unique_ptr<Communicator> self_communicator();
 
-/// Runs `body` on `size` threads, each with a communicator of one group. The first exception stops all ranks and is
-/// rethrown.
+/// Runs `body` on `size` threads, each with a communicator of one group. The first exception stops all ranks
+/// and is rethrown.
 void run_ranks(int size, const std::function<void(Communicator&)>& body);
 
 }  // namespace ridge::parallel

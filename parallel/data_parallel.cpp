@@ -15,7 +15,9 @@ struct GradientReducer::Bucket {
 
 namespace {
 
-DType grad_dtype(const Tensor& parameter) { return parameter.dtype() == DType::f64 ? DType::f64 : DType::f32; }
+DType grad_dtype(const Tensor& parameter) {
+  return parameter.dtype() == DType::f64 ? DType::f64 : DType::f32;
+}
 
 // Splits parameters, last first, into runs of at most `limit` bytes of one gradient dtype.
 std::vector<std::vector<Tensor>> split(const std::vector<Tensor>& parameters, std::int64_t limit) {
@@ -23,7 +25,8 @@ std::vector<std::vector<Tensor>> split(const std::vector<Tensor>& parameters, st
   std::int64_t bytes = 0;
   for (auto it = parameters.rbegin(); it != parameters.rend(); ++it) {
     const std::int64_t more = it->numel() * static_cast<std::int64_t>(size_of(grad_dtype(*it)));
-    const bool fits = !runs.empty() && bytes + more <= limit && grad_dtype(runs.back().front()) == grad_dtype(*it);
+    const bool fits =
+        !runs.empty() && bytes + more <= limit && grad_dtype(runs.back().front()) == grad_dtype(*it);
     if (!fits) {
       runs.emplace_back();
       bytes = 0;
@@ -36,7 +39,8 @@ std::vector<std::vector<Tensor>> split(const std::vector<Tensor>& parameters, st
 
 }  // namespace
 
-GradientReducer::GradientReducer(const std::vector<Tensor>& parameters, Communicator& communicator, std::int64_t bucket_bytes)
+GradientReducer::GradientReducer(const std::vector<Tensor>& parameters, Communicator& communicator,
+                                 std::int64_t bucket_bytes)
     : communicator_(communicator) {
   if (communicator.size() == 1) return;  // gradients stay where backward makes them
   for (const std::vector<Tensor>& run : split(parameters, bucket_bytes)) {

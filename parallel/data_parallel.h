@@ -10,18 +10,22 @@
 
 namespace ridge::parallel {
 
-/// Owns the buckets that gradients live in, and the hooks that send them. Parameters must be leaves, and stay.
+/// Owns the buckets that gradients live in, and the hooks that send them. Parameters must be leaves, and
+/// stay.
 class GradientReducer {
  public:
   /// Buckets fill in the reverse order of `parameters`, which is about the order in which gradients arrive.
-  GradientReducer(const std::vector<Tensor>& parameters, Communicator& communicator, std::int64_t bucket_bytes);
+  GradientReducer(const std::vector<Tensor>& parameters, Communicator& communicator,
+                  std::int64_t bucket_bytes);
   ~GradientReducer();
   GradientReducer(const GradientReducer&) = delete;
   GradientReducer& operator=(const GradientReducer&) = delete;
 
-  /// Before a backward pass: whether its gradients are to be summed over ranks, that is, it is the last micro-batch.
+  /// Before a backward pass: whether its gradients are to be summed over ranks, that is, it is the last
+  /// micro-batch.
   void begin(bool reduce);
-  /// After the last one: waits until every gradient is the sum over all ranks. Parameters without a gradient count zero.
+  /// After the last one: waits until every gradient is the sum over all ranks. Parameters without a gradient
+  /// count zero.
   void finish();
   std::int64_t buckets() const;
 

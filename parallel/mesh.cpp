@@ -57,7 +57,8 @@ std::vector<int> Mesh::group(int rank, const std::vector<Axis>& axes) const {
 
 int Mesh::data_rank(int rank) const {
   const Coordinates place = coordinates(rank);
-  return place[static_cast<std::size_t>(Axis::replicate)] * size(Axis::shard) + place[static_cast<std::size_t>(Axis::shard)];
+  return place[static_cast<std::size_t>(Axis::replicate)] * size(Axis::shard) +
+         place[static_cast<std::size_t>(Axis::shard)];
 }
 
 std::string Mesh::describe() const {

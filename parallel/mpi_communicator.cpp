@@ -17,25 +17,34 @@ namespace ridge::parallel {
 namespace {
 
 constexpr std::size_t kMaxCount = std::size_t{1} << 28;  // elements of one MPI call; its counts are ints
-constexpr auto kPoll = std::chrono::microseconds(50);    // the progress thread leaves the core to the compute thread
+constexpr auto kPoll =
+    std::chrono::microseconds(50);  // the progress thread leaves the core to the compute thread
 
 void check_mpi(int code, const char* call, std::source_location where = std::source_location::current()) {
   if (code == MPI_SUCCESS) return;
   char text[MPI_MAX_ERROR_STRING];
   int length = 0;
   MPI_Error_string(code, text, &length);
-  fail("{} failed at {}:{}: {}", call, where.file_name(), where.line(), std::string_view(text, static_cast<std::size_t>(length)));
+  fail("{} failed at {}:{}: {}", call, where.file_name(), where.line(),
+       std::string_view(text, static_cast<std::size_t>(length)));
 }
 
 MPI_Datatype mpi_type(DType dtype) {
   switch (dtype) {
-    case DType::f32: return MPI_FLOAT;
-    case DType::f64: return MPI_DOUBLE;
-    case DType::i32: return MPI_INT32_T;
-    case DType::i64: return MPI_INT64_T;
-    case DType::u8: return MPI_UINT8_T;
-    case DType::i8: return MPI_INT8_T;
-    default: fail("MPI carries no {}", name_of(dtype));
+    case DType::f32:
+      return MPI_FLOAT;
+    case DType::f64:
+      return MPI_DOUBLE;
+    case DType::i32:
+      return MPI_INT32_T;
+    case DType::i64:
+      return MPI_INT64_T;
+    case DType::u8:
+      return MPI_UINT8_T;
+    case DType::i8:
+      return MPI_INT8_T;
+    default:
+      fail("MPI carries no {}", name_of(dtype));
   }
 }
 
@@ -164,7 +173,8 @@ class MpiCommunicator final : public Communicator {
     const double bytes = 2.0 * static_cast<double>(values.count * size_of(values.dtype));
     launch(current_stream(Device::cpu), "all_reduce", Work{0, bytes}, [&] {
       for_pieces(values, [&](void* data, int count, std::size_t) {
-        check_mpi(MPI_Allreduce(MPI_IN_PLACE, data, count, mpi_type(values.dtype), op == Reduce::sum ? MPI_SUM : MPI_MAX, comm_),
+        check_mpi(MPI_Allreduce(MPI_IN_PLACE, data, count, mpi_type(values.dtype),
+                                op == Reduce::sum ? MPI_SUM : MPI_MAX, comm_),
                   "MPI_Allreduce");
       });
     });
@@ -179,9 +189,12 @@ class MpiCommunicator final : public Communicator {
     return std::make_unique<MpiPending>(*progress_, std::move(job));
   }
   void do_all_gather(Span mine, Span all) override {
-    check(all.count == mine.count * static_cast<std::size_t>(size_) && all.count <= kMaxCount, "all_gather into size() pieces");
+    check(all.count == mine.count * static_cast<std::size_t>(size_) && all.count <= kMaxCount,
+          "all_gather into size() pieces");
     const int count = static_cast<int>(mine.count);
-    check_mpi(MPI_Allgather(mine.data, count, mpi_type(mine.dtype), all.data, count, mpi_type(all.dtype), comm_), "MPI_Allgather");
+    check_mpi(
+        MPI_Allgather(mine.data, count, mpi_type(mine.dtype), all.data, count, mpi_type(all.dtype), comm_),
+        "MPI_Allgather");
   }
   void do_broadcast(Span values, int root) override {
     for_pieces(values, [&](void* data, int count, std::size_t) {
@@ -216,7 +229,8 @@ MpiSession::MpiSession(bool launched) {
   check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
   started_ = true;
   MPI_Comm host = MPI_COMM_NULL;
-  check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host), "MPI_Comm_split_type");
+  check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
+            "MPI_Comm_split_type");
   MPI_Comm_size(host, &local_size_);
   MPI_Comm_rank(host, &local_rank_);
   MPI_Comm_free(&host);

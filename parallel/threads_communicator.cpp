@@ -97,7 +97,8 @@ class ThreadsCommunicator final : public Communicator {
   void do_broadcast(Span values, int root) override {
     share(values.data);
     if (rank_ != root) {
-      std::memcpy(values.data, group_->buffers.at(static_cast<std::size_t>(root)), values.count * size_of(values.dtype));
+      std::memcpy(values.data, group_->buffers.at(static_cast<std::size_t>(root)),
+                  values.count * size_of(values.dtype));
     }
     group_->arrive();
   }

@@ -23,11 +23,13 @@ class Fields {
   std::int64_t integer(const char* key, std::int64_t absent, std::int64_t least = 1) const {
     if (!has(key)) return absent;
     const Json& value = object_.at(key);
-    require(value.is_number_integer() || value.is_number_unsigned(), "{}: {} is {}, not an integer", source_, key, value.dump());
-    const bool big = value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(kMaxExtent);
+    require(value.is_number_integer() || value.is_number_unsigned(), "{}: {} is {}, not an integer", source_,
+            key, value.dump());
+    const bool big =
+        value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(kMaxExtent);
     const std::int64_t number = big ? kMaxExtent + 1 : value.get<std::int64_t>();
-    require(number >= least && number <= kMaxExtent, "{}: {} is {}, outside [{}, {}]", source_, key, value.dump(), least,
-            kMaxExtent);
+    require(number >= least && number <= kMaxExtent, "{}: {} is {}, outside [{}, {}]", source_, key,
+            value.dump(), least, kMaxExtent);
     return number;
   }
 
@@ -36,8 +38,8 @@ class Fields {
     const Json& value = object_.at(key);
     require(value.is_number(), "{}: {} is {}, not a number", source_, key, value.dump());
     const double number = value.get<double>();
-    require(std::isfinite(number) && number >= 0, "{}: {} is {}, not a finite number of at least 0", source_, key,
-            value.dump());
+    require(std::isfinite(number) && number >= 0, "{}: {} is {}, not a finite number of at least 0", source_,
+            key, value.dump());
     return number;
   }
 
@@ -62,8 +64,8 @@ class Fields {
     const Json& value = object_.at(key);
     if (!value.is_array()) return {integer(key, 0, 0)};
     for (const Json& item : value) {
-      require(item.is_number_integer() && item.get<std::int64_t>() >= 0, "{}: {} holds {}, not an id", source_, key,
-              item.dump());
+      require(item.is_number_integer() && item.get<std::int64_t>() >= 0, "{}: {} holds {}, not an id",
+              source_, key, item.dump());
       list.push_back(item.get<std::int64_t>());
     }
     return list;
@@ -87,26 +89,29 @@ struct Family {
   const char* model_type;
   std::int64_t vocab_size, intermediate_size, kv_heads, max_position;
 };
-constexpr Family kFamilies[] = {
-    {"llama", 32000, 11008, 0, 2048}, {"qwen2", 151936, 22016, 32, 32768}, {"mistral", 32000, 14336, 8, 131072}};
+constexpr Family kFamilies[] = {{"llama", 32000, 11008, 0, 2048},
+                                {"qwen2", 151936, 22016, 32, 32768},
+                                {"mistral", 32000, 14336, 8, 131072}};
 
 std::string type_of_architecture(const Fields& fields, const Json& json) {
-  if (!json.contains("architectures") || !json.at("architectures").is_array() || json.at("architectures").empty()) return "";
+  if (!json.contains("architectures") || !json.at("architectures").is_array() ||
+      json.at("architectures").empty())
+    return "";
   const Json& first = json.at("architectures").at(0);
   const std::string name = first.is_string() ? first.get<std::string>() : first.dump();
   if (name == "LlamaForCausalLM") return "llama";
   if (name == "Qwen2ForCausalLM") return "qwen2";
   if (name == "MistralForCausalLM") return "mistral";
-  fail_user("{}: architecture {} is unknown: use LlamaForCausalLM, Qwen2ForCausalLM or MistralForCausalLM", fields.source(),
-            name);
+  fail_user("{}: architecture {} is unknown: use LlamaForCausalLM, Qwen2ForCausalLM or MistralForCausalLM",
+            fields.source(), name);
 }
 
 const Family& family_of(const Fields& fields, const Json& json) {
   const std::string by_class = type_of_architecture(fields, json);
   const std::string type = fields.text("model_type", by_class);
   require(!type.empty(), "{}: neither model_type nor architectures says what the model is", fields.source());
-  require(by_class.empty() || by_class == type, "{}: model_type is {} but architectures names a {}", fields.source(), type,
-          by_class);
+  require(by_class.empty() || by_class == type, "{}: model_type is {} but architectures names a {}",
+          fields.source(), type, by_class);
   for (const Family& family : kFamilies) {
     if (type == family.model_type) return family;
   }
@@ -128,7 +133,8 @@ kernels::RopeScaling::Kind rope_kind(const Fields& fields, const std::string& na
   if (name == "dynamic") return Kind::dynamic;
   if (name == "yarn") return Kind::yarn;
   if (name == "llama3") return Kind::llama3;
-  fail_user("{}: rope_type {} is unknown: use default, linear, dynamic, yarn or llama3", fields.source(), name);
+  fail_user("{}: rope_type {} is unknown: use default, linear, dynamic, yarn or llama3", fields.source(),
+            name);
 }
 
 // rope_scaling (v4) and rope_parameters (v5) in one object; the newer spelling wins.
@@ -165,7 +171,8 @@ nn::RopeConfig read_rope(const Fields& fields, std::int64_t head_dim, std::int64
   s.mscale = rope.real("mscale", 0);
   s.mscale_all_dim = rope.real("mscale_all_dim", 0);
   s.truncate = rope.boolean("truncate", true);
-  kernels::rotary_inv_freq(config.theta, head_dim, s, max_position, max_position);  // says now what has no meaning
+  kernels::rotary_inv_freq(config.theta, head_dim, s, max_position,
+                           max_position);  // says now what has no meaning
   return config;
 }
 
@@ -175,11 +182,11 @@ void read_attention(const Fields& fields, const Family& family, ModelConfig& c) 
   require(c.heads % c.kv_heads == 0, "{}: num_attention_heads {} is not a multiple of num_key_value_heads {}",
           fields.source(), c.heads, c.kv_heads);
   require(fields.has("head_dim") || c.hidden_size % c.heads == 0,
-          "{}: hidden_size {} is not a multiple of num_attention_heads {} and head_dim is not given", fields.source(),
-          c.hidden_size, c.heads);
+          "{}: hidden_size {} is not a multiple of num_attention_heads {} and head_dim is not given",
+          fields.source(), c.hidden_size, c.heads);
   c.head_dim = fields.integer("head_dim", c.hidden_size / c.heads);
-  require(c.head_dim % 2 == 0 && c.head_dim <= 1024, "{}: head_dim {} is not even or above 1024", fields.source(),
-          c.head_dim);
+  require(c.head_dim % 2 == 0 && c.head_dim <= 1024, "{}: head_dim {} is not even or above 1024",
+          fields.source(), c.head_dim);
   const bool all_biased = c.model_type == "llama" && fields.boolean("attention_bias", false);
   c.qkv_bias = c.model_type == "qwen2" || all_biased;
   c.output_bias = all_biased;
@@ -249,7 +256,8 @@ ModelConfig ModelConfig::load(const std::string& folder) {
   if (std::filesystem::exists(generation)) {
     const Json json = parse_object(read_text_file(generation, kMaxConfigBytes), generation);
     for (const std::int64_t id : Fields(json, generation).ids("eos_token_id")) {
-      if (std::find(config.eos_ids.begin(), config.eos_ids.end(), id) == config.eos_ids.end()) config.eos_ids.push_back(id);
+      if (std::find(config.eos_ids.begin(), config.eos_ids.end(), id) == config.eos_ids.end())
+        config.eos_ids.push_back(id);
     }
   }
   return config;
@@ -257,7 +265,8 @@ ModelConfig ModelConfig::load(const std::string& folder) {
 
 std::int64_t ModelConfig::parameters_without_embedding() const {
   const std::int64_t q = heads * head_dim, kv = kv_heads * head_dim;
-  std::int64_t block = hidden_size * (q + 2 * kv) + q * hidden_size + 3 * hidden_size * intermediate_size + 2 * hidden_size;
+  std::int64_t block =
+      hidden_size * (q + 2 * kv) + q * hidden_size + 3 * hidden_size * intermediate_size + 2 * hidden_size;
   if (qkv_bias) block += q + 2 * kv;
   if (output_bias) block += hidden_size;
   if (mlp_bias) block += 2 * intermediate_size + hidden_size;

@@ -40,8 +40,8 @@ struct Llama::Block {
     mlp_norm = Tensor::full({c.hidden_size}, 1, dtype, device);
   }
 
-  Tensor attend(const ModelConfig& c, std::int64_t layer, const Tensor& x_BTC, const nn::RotaryTable::Tables& rotary,
-                nn::KvCache* cache) const {
+  Tensor attend(const ModelConfig& c, std::int64_t layer, const Tensor& x_BTC,
+                const nn::RotaryTable::Tables& rotary, nn::KvCache* cache) const {
     const std::int64_t B = x_BTC.dim(0), T = x_BTC.dim(1);
     const std::int64_t past = cache ? cache->length() : 0;
     const Tensor cos = rotary.cos.sliced(0, past, past + T), sin = rotary.sin.sliced(0, past, past + T);
@@ -66,16 +66,17 @@ struct Llama::Block {
     return down->forward(ops::mul(c.activation == "gelu" ? ops::gelu(g) : ops::gelu_tanh(g), u));
   }
 
-  Tensor forward(const ModelConfig& c, std::int64_t layer, const Tensor& x_BTC, const nn::RotaryTable::Tables& rotary,
-                 nn::KvCache* cache) const {
+  Tensor forward(const ModelConfig& c, std::int64_t layer, const Tensor& x_BTC,
+                 const nn::RotaryTable::Tables& rotary, nn::KvCache* cache) const {
     const Tensor a = ops::rms_norm(x_BTC, attention_norm, c.rms_norm_eps);
     const Tensor h = ops::add(x_BTC, attend(c, layer, a, rotary, cache));
     return ops::add(h, feed_forward(c, ops::rms_norm(h, mlp_norm, c.rms_norm_eps)));
   }
 
   std::vector<nn::LinearSlot> linears(const std::string& path) {
-    return {{path + ".self_attn.q_proj", &q}, {path + ".self_attn.k_proj", &k}, {path + ".self_attn.v_proj", &v},
-            {path + ".self_attn.o_proj", &o}, {path + ".mlp.gate_proj", &gate}, {path + ".mlp.up_proj", &up},
+    return {{path + ".self_attn.q_proj", &q}, {path + ".self_attn.k_proj", &k},
+            {path + ".self_attn.v_proj", &v}, {path + ".self_attn.o_proj", &o},
+            {path + ".mlp.gate_proj", &gate}, {path + ".mlp.up_proj", &up},
             {path + ".mlp.down_proj", &down}};
   }
 };
@@ -116,11 +117,14 @@ Tensor Llama::hidden(const Tensor& ids_BT, nn::KvCache* cache) {
   return ops::rms_norm(x_BTC, norm_, config_.rms_norm_eps);
 }
 
-Tensor Llama::logits(const Tensor& ids_BT, nn::KvCache* cache) { return head_->forward(hidden(ids_BT, cache)); }
+Tensor Llama::logits(const Tensor& ids_BT, nn::KvCache* cache) {
+  return head_->forward(hidden(ids_BT, cache));
+}
 
 Tensor Llama::last_logits(const Tensor& ids_BT, nn::KvCache* cache) {
   const Tensor h_BTC = hidden(ids_BT, cache);
-  const Tensor last_BC = ops::reshape(ops::slice(h_BTC, 1, h_BTC.dim(1) - 1, h_BTC.dim(1)), {-1, config_.hidden_size});
+  const Tensor last_BC =
+      ops::reshape(ops::slice(h_BTC, 1, h_BTC.dim(1) - 1, h_BTC.dim(1)), {-1, config_.hidden_size});
   return head_->forward(last_BC);
 }
 
@@ -152,7 +156,8 @@ nn::Parameters Llama::parameters() {
 std::vector<nn::LinearSlot> Llama::linears() {
   std::vector<nn::LinearSlot> all;
   for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
-    for (nn::LinearSlot& slot : blocks_[layer]->linears(fmt::format("model.layers.{}", layer))) all.push_back(std::move(slot));
+    for (nn::LinearSlot& slot : blocks_[layer]->linears(fmt::format("model.layers.{}", layer)))
+      all.push_back(std::move(slot));
   }
   if (!config_.tied) all.push_back({"lm_head", &head_});
   return all;
@@ -177,7 +182,8 @@ void Llama::initialize(std::uint64_t seed) {
 
 void Llama::adopt(Device device) {
   for (const nn::Parameter& p : parameters()) {
-    if (p.value->device() != device) fail("{} is on {}, not {}", p.name, name_of(p.value->device()), name_of(device));
+    if (p.value->device() != device)
+      fail("{} is on {}, not {}", p.name, name_of(p.value->device()), name_of(device));
   }
   device_ = device;
 }

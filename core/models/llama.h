@@ -1,4 +1,5 @@
-// The Llama family: Llama 2 and 3, Qwen2 and 2.5, Mistral. It knows nothing of meshes, adapters or weight formats.
+// The Llama family: Llama 2 and 3, Qwen2 and 2.5, Mistral. It knows nothing of meshes, adapters or weight
+// formats.
 #pragma once
 
 #include <memory>
@@ -21,7 +22,8 @@ class Llama {
   Llama(const Llama&) = delete;
   Llama& operator=(const Llama&) = delete;
 
-  /// Last hidden states [B, T, C] after the final norm. With a cache the tokens follow those in it, and it advances.
+  /// Last hidden states [B, T, C] after the final norm. With a cache the tokens follow those in it, and it
+  /// advances.
   Tensor hidden(const Tensor& ids_BT, nn::KvCache* cache = nullptr);
   /// [B, T, V]
   Tensor logits(const Tensor& ids_BT, nn::KvCache* cache = nullptr);

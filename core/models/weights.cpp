@@ -13,7 +13,7 @@ namespace {
 
 constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kHead = "lm_head.weight";
-constexpr const char* kCompanions[] = {"tokenizer.json",          "tokenizer_config.json", "special_tokens_map.json",
+constexpr const char* kCompanions[] = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                                        "generation_config.json", "chat_template.jinja"};
 
 std::vector<std::int64_t> extents(const Shape& shape) { return {shape.begin(), shape.end()}; }
@@ -37,15 +37,16 @@ Tensor as_tensor(const TensorEntry& entry, DType dtype, const std::shared_ptr<co
   return copy;
 }
 
-void load_parameter(const nn::Parameter& p, const std::shared_ptr<const WeightFolder>& folder, LoadMode mode) {
+void load_parameter(const nn::Parameter& p, const std::shared_ptr<const WeightFolder>& folder,
+                    LoadMode mode) {
   const TensorEntry* entry = folder->find(p.name);
-  require(entry != nullptr, "{}: tensor {} is missing: the config asks for it with shape {}", folder->path(), p.name,
-          to_string(p.value->shape()));
-  require(entry->shape == extents(p.value->shape()), "{}: tensor {} has shape {}, but config.json says {}", folder->path(),
-          p.name, shape_text(entry->shape), to_string(p.value->shape()));
+  require(entry != nullptr, "{}: tensor {} is missing: the config asks for it with shape {}", folder->path(),
+          p.name, to_string(p.value->shape()));
+  require(entry->shape == extents(p.value->shape()), "{}: tensor {} has shape {}, but config.json says {}",
+          folder->path(), p.name, shape_text(entry->shape), to_string(p.value->shape()));
   const auto dtype = entry->type();
-  require(dtype && is_floating(*dtype), "{}: tensor {} is stored as {}: F32, BF16 or F16 are read", folder->path(), p.name,
-          entry->dtype);
+  require(dtype && is_floating(*dtype), "{}: tensor {} is stored as {}: F32, BF16 or F16 are read",
+          folder->path(), p.name, entry->dtype);
   const Tensor stored = as_tensor(*entry, *dtype, folder);
   if (mode == LoadMode::read && *dtype == p.value->dtype()) {
     *p.value = stored;
@@ -56,7 +57,8 @@ void load_parameter(const nn::Parameter& p, const std::shared_ptr<const WeightFo
   }
 }
 
-// A tied config whose file holds another output layer: the file is right (formats differ among transformers versions).
+// A tied config whose file holds another output layer: the file is right (formats differ among transformers
+// versions).
 bool unties(const WeightFolder& folder) {
   const TensorEntry* head = folder.find(kHead);
   const TensorEntry* table = folder.find(kEmbedding);
@@ -78,10 +80,14 @@ std::vector<std::string> unused_tensors(Llama& model, const WeightFolder& folder
 
 const char* torch_name(DType dtype) {
   switch (dtype) {
-    case DType::bf16: return "bfloat16";
-    case DType::f16: return "float16";
-    case DType::f64: return "float64";
-    default: return "float32";
+    case DType::bf16:
+      return "bfloat16";
+    case DType::f16:
+      return "float16";
+    case DType::f64:
+      return "float64";
+    default:
+      return "float32";
   }
 }
 
@@ -93,7 +99,9 @@ std::string config_text(const Llama& model, DType dtype) {
   json["model_type"] = model.config().model_type;
   if (!json.contains("architectures")) {
     const std::string& type = model.config().model_type;
-    json["architectures"] = {type == "llama" ? "LlamaForCausalLM" : type == "qwen2" ? "Qwen2ForCausalLM" : "MistralForCausalLM"};
+    json["architectures"] = {type == "llama"   ? "LlamaForCausalLM"
+                             : type == "qwen2" ? "Qwen2ForCausalLM"
+                                               : "MistralForCausalLM"};
   }
   return json.dump(2) + "\n";
 }
@@ -106,9 +114,10 @@ LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode) {
   LoadedModel loaded;
   if (config.tied && unties(*weights)) {
     config.tied = false;
-    loaded.notes.push_back(fmt::format("{}: tie_word_embeddings is true, but lm_head.weight differs from the embedding: "
-                                       "the file's is used",
-                                       folder));
+    loaded.notes.push_back(
+        fmt::format("{}: tie_word_embeddings is true, but lm_head.weight differs from the embedding: "
+                    "the file's is used",
+                    folder));
   }
   weights->prefetch();
   loaded.model = std::make_unique<Llama>(std::move(config), dtype, Device::meta);
@@ -116,7 +125,8 @@ LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode) {
   loaded.model->adopt(Device::cpu);
   const auto unused = unused_tensors(*loaded.model, *weights);
   if (!unused.empty()) {
-    loaded.notes.push_back(fmt::format("{}: {} tensors are not used, the first is {}", folder, unused.size(), unused.front()));
+    loaded.notes.push_back(
+        fmt::format("{}: {} tensors are not used, the first is {}", folder, unused.size(), unused.front()));
   }
   return loaded;
 }
@@ -125,7 +135,8 @@ void save_model(Llama& model, const std::string& folder, DType dtype, const std:
   AtomicFolder target(folder);
   std::vector<TensorEntry> declared;
   const nn::Parameters parameters = model.parameters();
-  for (const nn::Parameter& p : parameters) declared.push_back(make_tensor_entry(p.name, dtype, extents(p.value->shape())));
+  for (const nn::Parameter& p : parameters)
+    declared.push_back(make_tensor_entry(p.name, dtype, extents(p.value->shape())));
   WeightFolderWriter writer(target.path(), declared);
   for (const nn::Parameter& p : parameters) {
     const Tensor t = p.value->detached().as_contiguous().to(dtype);

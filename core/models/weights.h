@@ -19,12 +19,12 @@ struct LoadedModel {
   std::vector<std::string> notes;  // what a user should know: unused tensors, an untied output layer
 };
 
-/// Reads FOLDER/config.json and its weights, converted to `dtype` (f32 or bf16). UserErrors name file, tensor and both
-/// shapes where they disagree with the config.
+/// Reads FOLDER/config.json and its weights, converted to `dtype` (f32 or bf16). UserErrors name file, tensor
+/// and both shapes where they disagree with the config.
 LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode);
 
-/// Writes config.json, weights in `dtype`, and copies of the tokenizer and generation files of `source` where it has some.
-/// The folder appears whole or not at all. `source` may be empty.
+/// Writes config.json, weights in `dtype`, and copies of the tokenizer and generation files of `source` where
+/// it has some. The folder appears whole or not at all. `source` may be empty.
 void save_model(Llama& model, const std::string& folder, DType dtype, const std::string& source);
 
 }  // namespace ridge::models

@@ -57,7 +57,8 @@ struct Gelu {
   Grads vjp(const Tensor& dy, const Needs&) {
     const Tensor dy_RC = rows(dy), dx = empty_like(x_RC);
     visit_compute(dx.dtype(), [&]<class T>(std::type_identity<T>) {
-      kernels::gelu_backward<T>(current_stream(dx.device()), dy_RC.view<T>(), x_RC.view<T>(), dx.view<T>(), variant);
+      kernels::gelu_backward<T>(current_stream(dx.device()), dy_RC.view<T>(), x_RC.view<T>(), dx.view<T>(),
+                                variant);
     });
     return {dx.reshaped(shape)};
   }
@@ -82,8 +83,8 @@ struct Swiglu {
   Grads vjp(const Tensor& dy, const Needs&) {
     const Tensor dy_RC = rows(dy), dgate = empty_like(gate_RC), dup = empty_like(up_RC);
     visit_compute(dy.dtype(), [&]<class T>(std::type_identity<T>) {
-      kernels::swiglu_backward<T>(current_stream(dy.device()), dy_RC.view<T>(), gate_RC.view<T>(), up_RC.view<T>(),
-                                  dgate.view<T>(), dup.view<T>());
+      kernels::swiglu_backward<T>(current_stream(dy.device()), dy_RC.view<T>(), gate_RC.view<T>(),
+                                  up_RC.view<T>(), dgate.view<T>(), dup.view<T>());
     });
     return {dgate.reshaped(shape), dup.reshaped(shape)};
   }

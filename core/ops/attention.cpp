@@ -25,8 +25,8 @@ struct Attention {
     visit_compute(y.dtype(), [&]<class T>(std::type_identity<T>) {
       using Acc = acc_t<T>;
       if (record) lse_BHT = Tensor::empty({y.dim(0), y.dim(2), y.dim(1)}, dtype_of<Acc>, y.device());
-      kernels::attention<T>(current_stream(y.device()), q_BTHD.view<T>(), k_BSGD.view<T>(), v_BSGD.view<T>(), y.view<T>(),
-                            record ? lse_BHT.view<Acc>() : View<Acc>(), options);
+      kernels::attention<T>(current_stream(y.device()), q_BTHD.view<T>(), k_BSGD.view<T>(), v_BSGD.view<T>(),
+                            y.view<T>(), record ? lse_BHT.view<Acc>() : View<Acc>(), options);
     });
     q = q_BTHD;
     k = k_BSGD;
@@ -39,9 +39,9 @@ struct Attention {
     const Tensor dy_BTHD = dy.as_contiguous();
     const Tensor dq = empty_like(q), dk = empty_like(k), dv = empty_like(v);
     visit_compute(dq.dtype(), [&]<class T>(std::type_identity<T>) {
-      kernels::attention_backward<T>(current_stream(dq.device()), dy_BTHD.view<T>(), q.view<T>(), k.view<T>(), v.view<T>(),
-                                     o.view<T>(), lse_BHT.view<acc_t<T>>(), dq.view<T>(), dk.view<T>(), dv.view<T>(),
-                                     options);
+      kernels::attention_backward<T>(current_stream(dq.device()), dy_BTHD.view<T>(), q.view<T>(), k.view<T>(),
+                                     v.view<T>(), o.view<T>(), lse_BHT.view<acc_t<T>>(), dq.view<T>(),
+                                     dk.view<T>(), dv.view<T>(), options);
     });
     return {dq, dk, dv};
   }
@@ -55,7 +55,8 @@ struct Rotary {
     const Tensor y = empty_like(x);
     visit_compute(x.dtype(), [&]<class T>(std::type_identity<T>) {
       kernels::rotary<T>(current_stream(x.device()), x.view<T>(), cos.view<float>(), sin.view<float>(),
-                         positions.defined() ? positions.view<std::int32_t>() : View<std::int32_t>(), y.view<T>(), inverse);
+                         positions.defined() ? positions.view<std::int32_t>() : View<std::int32_t>(),
+                         y.view<T>(), inverse);
     });
     return y;
   }
@@ -65,11 +66,13 @@ struct Rotary {
 
 }  // namespace
 
-Tensor attention(const Tensor& q_BTHD, const Tensor& k_BSGD, const Tensor& v_BSGD, const kernels::AttentionOptions& options) {
+Tensor attention(const Tensor& q_BTHD, const Tensor& k_BSGD, const Tensor& v_BSGD,
+                 const kernels::AttentionOptions& options) {
   return autograd::apply(Attention{options, false, {}, {}, {}, {}, {}}, q_BTHD, k_BSGD, v_BSGD);
 }
 
-Tensor rotary(const Tensor& x_BTHD, const Tensor& cos_PD2, const Tensor& sin_PD2, const Tensor& positions_BT) {
+Tensor rotary(const Tensor& x_BTHD, const Tensor& cos_PD2, const Tensor& sin_PD2,
+              const Tensor& positions_BT) {
   return autograd::apply(Rotary{cos_PD2, sin_PD2, positions_BT}, x_BTHD);
 }
 

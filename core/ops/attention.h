@@ -7,10 +7,12 @@
 namespace ridge::ops {
 
 /// softmax(scale q k' + mask) v. q [B, T, H, D]; k, v [B, S, G, D]; H a multiple of G.
-Tensor attention(const Tensor& q_BTHD, const Tensor& k_BSGD, const Tensor& v_BSGD, const kernels::AttentionOptions& options);
+Tensor attention(const Tensor& q_BTHD, const Tensor& k_BSGD, const Tensor& v_BSGD,
+                 const kernels::AttentionOptions& options);
 
-/// Rotates the pairs (x[j], x[j + D/2]) by the angle in row positions[b, t] of the tables [P, D/2], f32; row t where
-/// `positions_BT` (i32) is undefined.
-Tensor rotary(const Tensor& x_BTHD, const Tensor& cos_PD2, const Tensor& sin_PD2, const Tensor& positions_BT = {});
+/// Rotates the pairs (x[j], x[j + D/2]) by the angle in row positions[b, t] of the tables [P, D/2], f32; row
+/// t where `positions_BT` (i32) is undefined.
+Tensor rotary(const Tensor& x_BTHD, const Tensor& cos_PD2, const Tensor& sin_PD2,
+              const Tensor& positions_BT = {});
 
 }  // namespace ridge::ops

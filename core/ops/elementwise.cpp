@@ -36,10 +36,18 @@ Tensor unary(const Tensor& x, Kernel&& kernel) {
   return y;
 }
 
-constexpr auto kAdd = []<class T>(Stream& s, View<T> a, View<T> b, View<T> y) { kernels::add<T>(s, a, b, y); };
-constexpr auto kSub = []<class T>(Stream& s, View<T> a, View<T> b, View<T> y) { kernels::sub<T>(s, a, b, y); };
-constexpr auto kMul = []<class T>(Stream& s, View<T> a, View<T> b, View<T> y) { kernels::mul<T>(s, a, b, y); };
-constexpr auto kDiv = []<class T>(Stream& s, View<T> a, View<T> b, View<T> y) { kernels::div<T>(s, a, b, y); };
+constexpr auto kAdd = []<class T>(Stream& s, View<T> a, View<T> b, View<T> y) {
+  kernels::add<T>(s, a, b, y);
+};
+constexpr auto kSub = []<class T>(Stream& s, View<T> a, View<T> b, View<T> y) {
+  kernels::sub<T>(s, a, b, y);
+};
+constexpr auto kMul = []<class T>(Stream& s, View<T> a, View<T> b, View<T> y) {
+  kernels::mul<T>(s, a, b, y);
+};
+constexpr auto kDiv = []<class T>(Stream& s, View<T> a, View<T> b, View<T> y) {
+  kernels::div<T>(s, a, b, y);
+};
 
 struct Add {
   static constexpr const char* kName = "add";
@@ -163,7 +171,8 @@ struct Scale {
 
   Tensor forward(const Tensor& x) const {
     const double f = factor;
-    return unary(x, [f]<class T>(Stream& s, View<const T> in, View<T> out) { kernels::scale<T>(s, in, f, out); });
+    return unary(
+        x, [f]<class T>(Stream& s, View<const T> in, View<T> out) { kernels::scale<T>(s, in, f, out); });
   }
   Grads vjp(const Tensor& dy, const Needs&) const { return {scale(dy, factor)}; }
 };
@@ -175,9 +184,13 @@ struct AddScaled {
   Tensor forward(const Tensor& a, const Tensor& b) const {
     if (a.shape() != b.shape()) fail("add_scaled: {} with {}", to_string(a.shape()), to_string(b.shape()));
     const double f = factor;
-    return binary(a, b, [f]<class T>(Stream& s, View<T> x, View<T> z, View<T> y) { kernels::add_scaled<T>(s, x, z, f, y); });
+    return binary(a, b, [f]<class T>(Stream& s, View<T> x, View<T> z, View<T> y) {
+      kernels::add_scaled<T>(s, x, z, f, y);
+    });
   }
-  Grads vjp(const Tensor& dy, const Needs& needs) const { return {dy, needs[1] ? scale(dy, factor) : Tensor()}; }
+  Grads vjp(const Tensor& dy, const Needs& needs) const {
+    return {dy, needs[1] ? scale(dy, factor) : Tensor()};
+  }
 };
 
 struct Dropout {
@@ -209,7 +222,9 @@ Tensor sqrt(const Tensor& x) { return autograd::apply(Sqrt{}, x); }
 Tensor tanh(const Tensor& x) { return autograd::apply(Tanh{}, x); }
 Tensor sigmoid(const Tensor& x) { return autograd::apply(Sigmoid{}, x); }
 Tensor scale(const Tensor& x, double factor) { return autograd::apply(Scale{factor}, x); }
-Tensor add_scaled(const Tensor& a, const Tensor& b, double factor) { return autograd::apply(AddScaled{factor}, a, b); }
+Tensor add_scaled(const Tensor& a, const Tensor& b, double factor) {
+  return autograd::apply(AddScaled{factor}, a, b);
+}
 
 Tensor dropout(const Tensor& x, double p) {
   if (p == 0) return x;

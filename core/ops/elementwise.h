@@ -21,8 +21,8 @@ Tensor scale(const Tensor& x, double factor);
 /// a + factor * b, of one shape
 Tensor add_scaled(const Tensor& a, const Tensor& b, double factor);
 
-/// Zeroes elements with probability p and scales the others by 1 / (1 - p). The mask comes from random_state(): dimension
-/// 0 counts samples from its `first_row`.
+/// Zeroes elements with probability p and scales the others by 1 / (1 - p). The mask comes from
+/// random_state(): dimension 0 counts samples from its `first_row`.
 Tensor dropout(const Tensor& x, double p);
 
 }  // namespace ridge::ops

@@ -21,8 +21,8 @@ struct Embedding {
     shape.push_back(table_VC.dim(1));
     const Tensor y = Tensor::empty(shape, table_VC.dtype(), table_VC.device());
     visit_compute(y.dtype(), [&]<class T>(std::type_identity<T>) {
-      kernels::embedding<T>(current_stream(y.device()), table_VC.view<T>(), ids.reshaped({-1}).view<std::int32_t>(),
-                            y.reshaped({-1, y.dim(-1)}).view<T>());
+      kernels::embedding<T>(current_stream(y.device()), table_VC.view<T>(),
+                            ids.reshaped({-1}).view<std::int32_t>(), y.reshaped({-1, y.dim(-1)}).view<T>());
     });
     return y;
   }
@@ -32,8 +32,8 @@ struct Embedding {
     Tensor dtable;
     visit_compute(dy.dtype(), [&]<class T>(std::type_identity<T>) {
       dtable = Tensor::zeros(table_shape, dtype_of<acc_t<T>>, dy.device());
-      kernels::embedding_backward<T>(current_stream(dy.device()), dy_NC.view<T>(), ids.reshaped({-1}).view<std::int32_t>(),
-                                     dtable.view<acc_t<T>>());
+      kernels::embedding_backward<T>(current_stream(dy.device()), dy_NC.view<T>(),
+                                     ids.reshaped({-1}).view<std::int32_t>(), dtable.view<acc_t<T>>());
     });
     return {dtable};
   }

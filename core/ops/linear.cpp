@@ -38,7 +38,8 @@ Tensor product_acc(const Tensor& a, const Tensor& b) {
 
 void check_same(const Tensor& a, const Tensor& b, const char* op) {
   if (a.dtype() == b.dtype() && a.device() == b.device()) return;
-  fail("{}: {} on {} with {} on {}", op, name_of(a.dtype()), name_of(a.device()), name_of(b.dtype()), name_of(b.device()));
+  fail("{}: {} on {} with {} on {}", op, name_of(a.dtype()), name_of(a.device()), name_of(b.dtype()),
+       name_of(b.device()));
 }
 
 struct Linear {

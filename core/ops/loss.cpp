@@ -50,8 +50,8 @@ struct CrossEntropy {
     const Tensor loss = Tensor::empty({logits.dim(0)}, acc_dtype(logits.dtype()), logits.device());
     lse = Tensor::empty(loss.shape(), loss.dtype(), logits.device());
     visit_compute(logits.dtype(), [&]<class T>(std::type_identity<T>) {
-      kernels::cross_entropy<T>(current_stream(logits.device()), logits.view<T>(), targets.view<std::int32_t>(),
-                                loss.view<acc_t<T>>(), lse.view<acc_t<T>>());
+      kernels::cross_entropy<T>(current_stream(logits.device()), logits.view<T>(),
+                                targets.view<std::int32_t>(), loss.view<acc_t<T>>(), lse.view<acc_t<T>>());
     });
     return total(loss, scale);
   }
@@ -60,8 +60,9 @@ struct CrossEntropy {
     const Tensor dlogits = Tensor::empty(logits.shape(), logits.dtype(), logits.device());
     const Tensor dloss = scaled(dy.reshaped({1}), scale).expanded({logits.dim(0)});
     visit_compute(logits.dtype(), [&]<class T>(std::type_identity<T>) {
-      kernels::cross_entropy_backward<T>(current_stream(logits.device()), logits.view<T>(), targets.view<std::int32_t>(),
-                                         lse.view<acc_t<T>>(), dloss.view<acc_t<T>>(), dlogits.view<T>());
+      kernels::cross_entropy_backward<T>(current_stream(logits.device()), logits.view<T>(),
+                                         targets.view<std::int32_t>(), lse.view<acc_t<T>>(),
+                                         dloss.view<acc_t<T>>(), dlogits.view<T>());
     });
     return {dlogits};
   }
@@ -84,29 +85,30 @@ struct Chunk {
 
   void gradients(double scale, const Tensor& dhidden_rC, const Tensor& dweight_VC, bool first) const {
     const Tensor dloss = Tensor::full({1}, scale, dtype_of<Acc>, hidden.device()).expanded(lse.shape());
-    kernels::cross_entropy_backward<Acc>(stream, logits.view<Acc>(), targets.view<std::int32_t>(), lse.view<Acc>(),
-                                         dloss.view<Acc>(), logits.view<Acc>());
+    kernels::cross_entropy_backward<Acc>(stream, logits.view<Acc>(), targets.view<std::int32_t>(),
+                                         lse.view<Acc>(), dloss.view<Acc>(), logits.view<Acc>());
     const Tensor d = logits.to(dtype_of<T>);
     if (dhidden_rC.defined()) kernels::matmul<T>(stream, d.view<T>(), weight.view<T>(), dhidden_rC.view<T>());
     if (dweight_VC.defined()) {
-      kernels::matmul<T, Acc>(stream, d.transposed(0, 1).template view<T>(), hidden.view<T>(), dweight_VC.view<Acc>(), 1,
-                              first ? 0 : 1);
+      kernels::matmul<T, Acc>(stream, d.transposed(0, 1).template view<T>(), hidden.view<T>(),
+                              dweight_VC.view<Acc>(), 1, first ? 0 : 1);
     }
   }
 };
 
 template <class F>
 void for_each_chunk(std::int64_t rows, std::int64_t vocabulary, F&& body) {
-  const std::int64_t step = std::clamp<std::int64_t>(kChunkElements / std::max<std::int64_t>(vocabulary, 1), 64, 1 << 16);
+  const std::int64_t step =
+      std::clamp<std::int64_t>(kChunkElements / std::max<std::int64_t>(vocabulary, 1), 64, 1 << 16);
   for (std::int64_t begin = 0; begin < rows; begin += step) body(begin, std::min(rows, begin + step));
 }
 
 void check_shapes(const Tensor& hidden, const Tensor& weight, const Tensor& targets) {
-  const bool fits = hidden.ndim() == 2 && weight.ndim() == 2 && targets.ndim() == 1 && hidden.dim(1) == weight.dim(1) &&
-                    targets.dim(0) == hidden.dim(0);
+  const bool fits = hidden.ndim() == 2 && weight.ndim() == 2 && targets.ndim() == 1 &&
+                    hidden.dim(1) == weight.dim(1) && targets.dim(0) == hidden.dim(0);
   if (!fits) {
-    fail("cross entropy: hidden {}, weight {}, targets {}", to_string(hidden.shape()), to_string(weight.shape()),
-         to_string(targets.shape()));
+    fail("cross entropy: hidden {}, weight {}, targets {}", to_string(hidden.shape()),
+         to_string(weight.shape()), to_string(targets.shape()));
   }
 }
 
@@ -154,8 +156,10 @@ Tensor cross_entropy(const Tensor& logits_RV, const Tensor& targets_R, double sc
   return autograd::apply(CrossEntropy{targets_R.as_contiguous(), scale, {}, {}}, logits_RV);
 }
 
-Tensor linear_cross_entropy(const Tensor& hidden_RC, const Tensor& weight_VC, const Tensor& targets_R, double scale) {
-  return autograd::apply(LinearCrossEntropy{targets_R.as_contiguous(), scale, {}, {}, {}}, hidden_RC, weight_VC);
+Tensor linear_cross_entropy(const Tensor& hidden_RC, const Tensor& weight_VC, const Tensor& targets_R,
+                            double scale) {
+  return autograd::apply(LinearCrossEntropy{targets_R.as_contiguous(), scale, {}, {}, {}}, hidden_RC,
+                         weight_VC);
 }
 
 Tensor token_losses(const Tensor& hidden_RC, const Tensor& weight_VC, const Tensor& targets_R) {

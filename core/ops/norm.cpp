@@ -36,8 +36,9 @@ struct RmsNorm {
     visit_compute(x_RC.dtype(), [&]<class T>(std::type_identity<T>) {
       using Acc = acc_t<T>;
       if (needs[1]) dweight = Tensor::empty(weight_C.shape(), dtype_of<Acc>, dx.device());
-      kernels::rms_norm_backward<T>(current_stream(dx.device()), dy_RC.view<T>(), x_RC.view<T>(), weight_C.view<T>(),
-                                    inv_rms_R.view<Acc>(), dx.view<T>(), needs[1] ? dweight.view<Acc>() : View<Acc>());
+      kernels::rms_norm_backward<T>(current_stream(dx.device()), dy_RC.view<T>(), x_RC.view<T>(),
+                                    weight_C.view<T>(), inv_rms_R.view<Acc>(), dx.view<T>(),
+                                    needs[1] ? dweight.view<Acc>() : View<Acc>());
     });
     return {dx.reshaped(shape), dweight};
   }

@@ -7,7 +7,8 @@
 namespace ridge {
 namespace {
 
-// A balanced Feistel network over 2 * half bits: a bijection whatever the round function (Luby and Rackoff, 1988).
+// A balanced Feistel network over 2 * half bits: a bijection whatever the round function (Luby and Rackoff,
+// 1988).
 std::uint64_t feistel(std::uint64_t value, int half, std::uint64_t key) {
   const std::uint64_t mask = (std::uint64_t{1} << half) - 1;
   std::uint64_t left = value >> half, right = value & mask;

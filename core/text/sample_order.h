@@ -5,11 +5,13 @@
 
 namespace ridge {
 
-/// Sample k of a stream with sequence length T is tokens [kT, kT + T]: inputs are the first T, targets the last T.
+/// Sample k of a stream with sequence length T is tokens [kT, kT + T]: inputs are the first T, targets the
+/// last T.
 class SampleOrder {
  public:
   /// `samples` >= 1. Shuffled orders are a permutation of each epoch's own.
-  SampleOrder(std::int64_t samples, bool shuffled, std::uint64_t seed) : samples_(samples), shuffled_(shuffled), seed_(seed) {}
+  SampleOrder(std::int64_t samples, bool shuffled, std::uint64_t seed)
+      : samples_(samples), shuffled_(shuffled), seed_(seed) {}
 
   /// The sample at position k of the run; k goes on past the last sample into the next epoch.
   std::int64_t at(std::int64_t k) const;

@@ -68,14 +68,19 @@ bool is_hdf5(std::span<const std::byte> bytes) {
   return std::equal(kSignature.begin(), kSignature.end(), reinterpret_cast<const char*>(bytes.data()));
 }
 
-std::unique_ptr<TokenStream> open_one(const std::string& path, const Tokenizer& tokenizer, std::int64_t vocab_size) {
-  if (!is_hdf5(MappedFile::open(path).bytes())) return memory_stream(encode_file(path, tokenizer, false, vocab_size));
+std::unique_ptr<TokenStream> open_one(const std::string& path, const Tokenizer& tokenizer,
+                                      std::int64_t vocab_size) {
+  if (!is_hdf5(MappedFile::open(path).bytes()))
+    return memory_stream(encode_file(path, tokenizer, false, vocab_size));
   TokenFile file = TokenFile::open(path);
-  require(file.vocab_size() <= vocab_size, "{}: made for a vocabulary of {}, but the model's embedding has {} rows: pack the "
-          "text again with the model's tokenizer", path, file.vocab_size(), vocab_size);
-  require(file.tokenizer_hash() == tokenizer_fingerprint(tokenizer),
-          "{}: made with another tokenizer ({} there, {} here): pack the text again with the model's tokenizer", path,
-          file.tokenizer_hash(), tokenizer_fingerprint(tokenizer));
+  require(file.vocab_size() <= vocab_size,
+          "{}: made for a vocabulary of {}, but the model's embedding has {} rows: pack the "
+          "text again with the model's tokenizer",
+          path, file.vocab_size(), vocab_size);
+  require(
+      file.tokenizer_hash() == tokenizer_fingerprint(tokenizer),
+      "{}: made with another tokenizer ({} there, {} here): pack the text again with the model's tokenizer",
+      path, file.tokenizer_hash(), tokenizer_fingerprint(tokenizer));
   return std::make_unique<FileStream>(std::move(file));
 }
 
@@ -85,8 +90,8 @@ std::unique_ptr<TokenStream> memory_stream(std::vector<std::int32_t> tokens) {
   return std::make_unique<MemoryStream>(std::move(tokens));
 }
 
-std::unique_ptr<TokenStream> open_token_stream(const std::vector<std::string>& files, const Tokenizer& tokenizer,
-                                               std::int64_t vocab_size) {
+std::unique_ptr<TokenStream> open_token_stream(const std::vector<std::string>& files,
+                                               const Tokenizer& tokenizer, std::int64_t vocab_size) {
   std::vector<std::unique_ptr<TokenStream>> parts;
   for (const std::string& file : files) parts.push_back(open_one(file, tokenizer, vocab_size));
   require(!parts.empty(), "no data files are given");
@@ -94,15 +99,18 @@ std::unique_ptr<TokenStream> open_token_stream(const std::vector<std::string>& f
   return std::make_unique<JoinedStream>(std::move(parts));
 }
 
-std::vector<std::int32_t> encode_file(const std::string& path, const Tokenizer& tokenizer, bool add_special_tokens,
-                                      std::int64_t vocab_size) {
+std::vector<std::int32_t> encode_file(const std::string& path, const Tokenizer& tokenizer,
+                                      bool add_special_tokens, std::int64_t vocab_size) {
   const MappedFile file = MappedFile::open(path);
   require(!file.bytes().empty(), "{}: the file is empty: give a text", path);
   const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
   std::vector<std::int32_t> ids = tokenizer.encode(text, add_special_tokens);
-  const auto bad = std::find_if(ids.begin(), ids.end(), [&](std::int32_t id) { return id < 0 || id >= vocab_size; });
-  require(bad == ids.end(), "{}: the tokenizer gives id {}, but the model's embedding has {} rows: tokenizer.json belongs to "
-          "another model", path, bad == ids.end() ? 0 : *bad, vocab_size);
+  const auto bad =
+      std::find_if(ids.begin(), ids.end(), [&](std::int32_t id) { return id < 0 || id >= vocab_size; });
+  require(bad == ids.end(),
+          "{}: the tokenizer gives id {}, but the model's embedding has {} rows: tokenizer.json belongs to "
+          "another model",
+          path, bad == ids.end() ? 0 : *bad, vocab_size);
   return ids;
 }
 

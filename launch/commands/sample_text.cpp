@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "core/base/error.h"
 #include "core/io/file.h"
 #include "core/text/bpe_trainer.h"
 #include "launch/context.h"
@@ -18,7 +19,7 @@ struct TextOptions {
 struct TokenizerOptions {
   std::vector<std::string> text;
   std::string out;
-  int vocab_size = 512;
+  std::int64_t vocab_size = 512;
 };
 
 constexpr std::size_t kMaxTrainBytes = std::size_t{256} << 20;
@@ -47,7 +48,7 @@ void train_tokenizer(const TokenizerOptions& options, const Context& context) {
   for (const std::string& path : options.text) text += read_text_file(path, kMaxTrainBytes);
   std::filesystem::create_directories(options.out);
   write_file_atomically(options.out + "/tokenizer.json",
-                        train_byte_level_bpe(text, options.vocab_size, {"<|endoftext|>"}));
+                        train_byte_level_bpe(text, static_cast<int>(options.vocab_size), {"<|endoftext|>"}));
   context.emit({{"out", options.out}, {"vocab_size", options.vocab_size}},
                fmt::format("{}/tokenizer.json\n", options.out));
 }

@@ -1,4 +1,5 @@
 
+#include "core/base/error.h"
 #include "core/base/memory.h"
 #include "core/base/threads.h"
 #include "launch/ceilings.h"

@@ -102,18 +102,18 @@ TYPED_TEST(CrossEntropy, IgnoredRowsGiveExactZeros) {
 
 TEST(CrossEntropyExtremes, MaskedLogitsAndLargeOnes) {
   constexpr float kInf = std::numeric_limits<float>::infinity();
-  Array<float> logits({2, 4100});
+  Array<float> logits({2, 8300});
   logits.randomize(1);
-  std::fill_n(logits.data().begin(), 4000, -kInf);  // whole chunks of -inf come first
-  logits.data()[4100 + 17] = 1e30f;
+  std::fill_n(logits.data().begin(), 8200, -kInf);  // whole chunks of -inf come first
+  logits.data()[8300 + 17] = 1e30f;
   Array<std::int32_t> targets({2});
-  targets.data() = {4050, 17};
+  targets.data() = {8250, 17};
   Array<float> loss({2}), lse({2});
   cross_entropy<float>(cpu(), logits.in(), targets.in(), loss.view(), lse.view());
-  const std::vector<double> tail(logits.data().begin() + 4000, logits.data().begin() + 4100);
+  const std::vector<double> tail(logits.data().begin() + 8200, logits.data().begin() + 8300);
   EXPECT_NEAR(lse.values()[0], log_sum_exp(tail, 0, 100), 1e-5);
   EXPECT_EQ(loss.values()[1], 0);
-  logits.data()[4099] = std::numeric_limits<float>::quiet_NaN();
+  logits.data()[8299] = std::numeric_limits<float>::quiet_NaN();
   cross_entropy<float>(cpu(), logits.in(), targets.in(), loss.view(), lse.view());
   EXPECT_TRUE(std::isnan(loss.values()[0]));
 }

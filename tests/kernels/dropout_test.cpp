@@ -15,7 +15,7 @@ TYPED_TEST_SUITE(Dropout, ComputeTypes);
 TEST(PhiloxBlock, EqualsTheScalarGenerator) {
   std::array<std::uint32_t, kPhiloxWords> words;
   for (const std::uint64_t start : {std::uint64_t{0}, std::uint64_t{0xFFFFFFE0}, ~std::uint64_t{0} - 20}) {
-    philox_block(kKey, start, words.data());
+    philox_block(kKey, start, kPhiloxCounters, words.data());
     for (std::size_t i = 0; i < words.size(); ++i) ASSERT_EQ(words[i], philox(kKey, start + i / 4)[i % 4]);
   }
 }
