@@ -14,9 +14,6 @@
 namespace ridge::kernels {
 namespace {
 
-template <class T>
-inline constexpr bool kIsHalf = std::is_same_v<T, bf16> || std::is_same_v<T, f16>;
-
 /// A value as the arithmetic type that holds it exactly.
 template <class T>
 auto widen(const T& x) {

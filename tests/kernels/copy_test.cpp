@@ -124,6 +124,18 @@ TEST(Convert, HalfCodecsEqualTheScalarOnes) {
   }
 }
 
+TEST(Convert, RoundingInPlaceEqualsStoring) {
+  for (std::uint64_t bits = 0; bits < (std::uint64_t{1} << 32); bits += 3989) {
+    const auto x = std::bit_cast<float>(static_cast<std::uint32_t>(bits));
+    const float want = static_cast<float>(bf16(x)), got = round_to<bf16>(x);
+    if (std::isnan(want)) {
+      ASSERT_TRUE(std::isnan(got)) << bits;
+    } else {
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(got), std::bit_cast<std::uint32_t>(want)) << bits;
+    }
+  }
+}
+
 struct Layout {
   const char* name;
   Shape shape;

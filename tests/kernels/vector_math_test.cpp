@@ -51,6 +51,16 @@ TEST(VectorMath, ExpAtTheExtremes) {
   EXPECT_TRUE(std::isnan(vexp(kNan)));
 }
 
+TEST(VectorMath, ExpOfNegativeNumbers) {
+  EXPECT_LT(worst_ulps(
+                -87, 0, [](float x) { return vexp_of_negative(x); }, [](double x) { return std::exp(x); }),
+            1.5);
+  EXPECT_EQ(vexp_of_negative(0.0f), 1.0f);
+  EXPECT_LT(vexp_of_negative(-kInf), 2e-38f);
+  EXPECT_LT(vexp_of_negative(-1e30f), 2e-38f);
+  EXPECT_TRUE(std::isnan(vexp_of_negative(kNan)));
+}
+
 TEST(VectorMath, LogIsAccurate) {
   const auto log = [](float x) { return vlog(x); };
   const auto reference = [](double x) { return std::log(x); };
