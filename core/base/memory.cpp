@@ -17,7 +17,7 @@ namespace {
 constexpr std::int64_t kAlignment = 64;
 constexpr std::int64_t kMapped = std::int64_t{1} << 20;  // from here on blocks are mapped, with huge pages
 
-// Multiples of a sixteenth of the next power of two: at most 1/16 of a block is waste.
+// Multiples of a sixteenth of the next power of two: less than an eighth more than was asked for.
 std::int64_t block_size(std::int64_t bytes) {
   const std::int64_t least = std::max<std::int64_t>(bytes, kAlignment);
   const auto power = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(least)));
@@ -113,8 +113,8 @@ class Pool {
       data = system_allocate(size);
     }
     if (data == nullptr) {
-      fail_user("out of memory: {} bytes were asked for while {} are in use; use a smaller batch or sequence", size,
-                stats_.live);
+      fail_user("out of memory: {} bytes were asked for while {} are in use; use a smaller batch or sequence",
+                size, stats_.live);
     }
     stats_.reserved += size;
     stats_.peak_reserved = std::max(stats_.peak_reserved, stats_.reserved);
@@ -179,8 +179,9 @@ std::string memory_report(const MemoryStats& stats) {
                           static_cast<double>(stats.live_by_purpose[p]) / kMiB,
                           static_cast<double>(stats.peak_by_purpose[p]) / kMiB);
   }
-  return report + fmt::format("  {:<12} {:>10.1f} MiB (peak {:.1f}, with the pool's free blocks {:.1f})\n", "all",
-                              static_cast<double>(stats.live) / kMiB, static_cast<double>(stats.peak_live) / kMiB,
+  return report + fmt::format("  {:<12} {:>10.1f} MiB (peak {:.1f}, with the pool's free blocks {:.1f})\n",
+                              "all", static_cast<double>(stats.live) / kMiB,
+                              static_cast<double>(stats.peak_live) / kMiB,
                               static_cast<double>(stats.peak_reserved) / kMiB);
 }
 

@@ -171,8 +171,11 @@ nn::RopeConfig read_rope(const Fields& fields, std::int64_t head_dim, std::int64
   s.mscale = rope.real("mscale", 0);
   s.mscale_all_dim = rope.real("mscale_all_dim", 0);
   s.truncate = rope.boolean("truncate", true);
-  kernels::rotary_inv_freq(config.theta, head_dim, s, max_position,
-                           max_position);  // says now what has no meaning
+  try {
+    kernels::rotary_inv_freq(config.theta, head_dim, s, max_position, max_position);
+  } catch (const UserError& error) {
+    fail_user("{}: {}", fields.source(), error.what());  // says now what has no meaning
+  }
   return config;
 }
 
@@ -212,6 +215,17 @@ DType read_dtype(const Fields& fields) {
   fail_user("{}: dtype {} is unknown: use float32, bfloat16 or float16", fields.source(), name);
 }
 
+// Sizes are multiplied freely after this: bytes of all weights, twice over, stay within 64 bits.
+void check_products(const ModelConfig& c, const std::string& source) {
+  const double hidden = static_cast<double>(c.hidden_size), layers = static_cast<double>(c.layers);
+  const double widths = static_cast<double>(c.heads * c.head_dim) + static_cast<double>(c.intermediate_size);
+  const double parameters = hidden * (2 * static_cast<double>(c.vocab_size) + 4 * layers * widths);
+  require(parameters < 0x1p58,
+          "{}: vocab_size {}, hidden_size {}, intermediate_size {}, num_attention_heads {} and "
+          "num_hidden_layers {} make {:.0f} parameters: more than any machine holds",
+          source, c.vocab_size, c.hidden_size, c.intermediate_size, c.heads, c.layers, parameters);
+}
+
 Json parse_object(std::string_view text, const std::string& source) {
   Json json = Json::parse(text.begin(), text.end(), nullptr, false);
   require(!json.is_discarded(), "{}: not valid JSON", source);
@@ -238,6 +252,7 @@ ModelConfig ModelConfig::parse(std::string_view text, const std::string& source)
   c.activation = read_activation(fields);
   c.tied = fields.boolean("tie_word_embeddings", false);
   read_attention(fields, family, c);
+  check_products(c, source);
   read_window(fields, json, c);
   c.rope = read_rope(fields, c.head_dim, c.max_position);
   c.dtype = read_dtype(fields);
