@@ -1,71 +1,131 @@
 #include "kernels/gemv.h"
 
-#include "core/base/dtype.h"
+#include <cstring>
+
 #include "core/base/threads.h"
 
 namespace ridge::kernels {
 namespace {
 
-constexpr std::int64_t kRowsPerChunk = 64;
+constexpr std::int64_t kChunkWeights = 1 << 16;  // weights of one thread's turn
+constexpr std::int64_t kLanes = 16;
+constexpr std::int64_t kBlock = 2 * kLanes;  // weights of one step: 64 bytes of bf16
 
-inline float widen(float value) { return value; }
-inline float widen(bf16 value) { return static_cast<float>(value); }
+using Vector = float __attribute__((vector_size(64)));
+using Bits = std::uint32_t __attribute__((vector_size(64)));
 
-// Two rows of w at a time keep more loads in flight than one.
-template <class T, int kM>
-void dot_rows(const float* x_MK, std::int64_t k, const T* w_NK, std::int64_t w_stride, std::int64_t n,
-              float* y_MN, std::int64_t y_stride) {
-  for (std::int64_t row = 0; row < n; row += 2) {
-    const bool pair = row + 1 < n;
-    const T* __restrict w0 = w_NK + row * w_stride;
-    const T* __restrict w1 = pair ? w0 + w_stride : w0;
-    float s0[kM] = {}, s1[kM] = {};
-    for (int m = 0; m < kM; ++m) {
-      const float* __restrict x = x_MK + m * k;
-      float a = 0, b = 0;
-#pragma omp simd reduction(+ : a, b)
-      for (std::int64_t i = 0; i < k; ++i) {
-        a += x[i] * widen(w0[i]);
-        b += x[i] * widen(w1[i]);
+template <class V>
+V load(const void* from) {
+  V value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+// A block of weights as two vectors; which weights are in which is the same as in `arrange`.
+struct Pair {
+  Vector first, second;
+};
+
+Pair load_block(const float* w) { return {load<Vector>(w), load<Vector>(w + kLanes)}; }
+
+// Even weights are the lower halves of the 32-bit words, odd ones the upper halves.
+Pair load_block(const bf16* w) {
+  const Bits words = load<Bits>(w);
+  return {reinterpret_cast<Vector>(words << 16), reinterpret_cast<Vector>(words & 0xFFFF0000u)};
+}
+
+// The rows of x in the order in which load_block gives the weights; the tail after whole blocks as it is.
+const float* arrange(const float* x_MK, std::int64_t, std::int64_t, const float*, float*) { return x_MK; }
+
+const float* arrange(const float* x_MK, std::int64_t m, std::int64_t k, const bf16*, float* to_MK) {
+  const std::int64_t whole = k / kBlock * kBlock;
+  for (std::int64_t row = 0; row < m; ++row) {
+    const float* x = x_MK + row * k;
+    float* to = to_MK + row * k;
+    for (std::int64_t block = 0; block < whole; block += kBlock) {
+      for (std::int64_t i = 0; i < kLanes; ++i) {
+        to[block + i] = x[block + 2 * i];
+        to[block + kLanes + i] = x[block + 2 * i + 1];
       }
-      s0[m] = a;
-      s1[m] = b;
     }
+    for (std::int64_t i = whole; i < k; ++i) to[i] = x[i];
+  }
+  return to_MK;
+}
+
+// The hardware's own prefetcher stops at page borders.
+template <class T>
+void prefetch(const T* block) {
+  constexpr std::int64_t kAhead = 4096;  // bytes
+  const char* ahead = reinterpret_cast<const char*>(block) + kAhead;
+  for (std::size_t line = 0; line < kBlock * sizeof(T); line += 64) __builtin_prefetch(ahead + line);
+}
+
+float sum_lanes(const Vector& v) {
+  float sum = 0;
+  for (std::int64_t i = 0; i < kLanes; ++i) sum += v[i];
+  return sum;
+}
+
+// One row of w against kM rows of x. Rows are read one after the other: one stream, which the memory system
+// likes best.
+template <class T, int kM>
+void dot_row(const float* x_MK, std::int64_t k, const T* w_K, float* y, std::int64_t y_stride) {
+  const std::int64_t whole = k / kBlock * kBlock;
+  Vector first[kM] = {}, second[kM] = {};
+  for (std::int64_t i = 0; i < whole; i += kBlock) {
+    prefetch(w_K + i);
+    const Pair w = load_block(w_K + i);
+#pragma GCC unroll 4
     for (int m = 0; m < kM; ++m) {
-      y_MN[m * y_stride + row] = s0[m];
-      if (pair) y_MN[m * y_stride + row + 1] = s1[m];
+      first[m] += w.first * load<Vector>(x_MK + m * k + i);
+      second[m] += w.second * load<Vector>(x_MK + m * k + i + kLanes);
     }
   }
+  for (int m = 0; m < kM; ++m) {
+    float total = sum_lanes(first[m] + second[m]);
+    for (std::int64_t i = whole; i < k; ++i) total += static_cast<float>(w_K[i]) * x_MK[m * k + i];
+    y[m * y_stride] = total;
+  }
+}
+
+template <class T, int kM>
+void dot_rows(const float* x_MK, std::int64_t k, const T* w_NK, std::int64_t w_stride, std::int64_t n,
+              float* y, std::int64_t y_stride) {
+  for (std::int64_t row = 0; row < n; ++row)
+    dot_row<T, kM>(x_MK, k, w_NK + row * w_stride, y + row, y_stride);
 }
 
 }  // namespace
 
 template <class T>
 void gemv_rows(const float* x_MK, std::int64_t m, std::int64_t k, const T* w_NK, std::int64_t w_stride,
-               std::int64_t n, float* y_MN, std::int64_t y_stride) {
-  parallel_for(n, kRowsPerChunk, [&](std::int64_t begin, std::int64_t end) {
+               std::int64_t n, float* y_MN, std::int64_t y_stride, float* scratch_MK) {
+  const float* x = arrange(x_MK, m, k, w_NK, scratch_MK);
+  const std::int64_t rows = kChunkWeights / (k > 0 ? k : 1) / 8 * 8 + 8;
+  parallel_for(n, rows, [&](std::int64_t begin, std::int64_t end) {
     const T* w = w_NK + begin * w_stride;
     float* y = y_MN + begin;
     switch (m) {
       case 1:
-        dot_rows<T, 1>(x_MK, k, w, w_stride, end - begin, y, y_stride);
+        dot_rows<T, 1>(x, k, w, w_stride, end - begin, y, y_stride);
         break;
       case 2:
-        dot_rows<T, 2>(x_MK, k, w, w_stride, end - begin, y, y_stride);
+        dot_rows<T, 2>(x, k, w, w_stride, end - begin, y, y_stride);
         break;
       case 3:
-        dot_rows<T, 3>(x_MK, k, w, w_stride, end - begin, y, y_stride);
+        dot_rows<T, 3>(x, k, w, w_stride, end - begin, y, y_stride);
         break;
       default:
-        dot_rows<T, 4>(x_MK, k, w, w_stride, end - begin, y, y_stride);
+        dot_rows<T, 4>(x, k, w, w_stride, end - begin, y, y_stride);
         break;
     }
   });
 }
 
 template void gemv_rows<float>(const float*, std::int64_t, std::int64_t, const float*, std::int64_t,
-                               std::int64_t, float*, std::int64_t);
+                               std::int64_t, float*, std::int64_t, float*);
 template void gemv_rows<bf16>(const float*, std::int64_t, std::int64_t, const bf16*, std::int64_t,
-                              std::int64_t, float*, std::int64_t);
+                              std::int64_t, float*, std::int64_t, float*);
 
 }  // namespace ridge::kernels

@@ -109,7 +109,7 @@ void native(View<const T> a, View<const T> b, View<T> c, double alpha, double be
   if (e.k == 0) return scale_matrix(c, static_cast<T>(beta));
   if constexpr (std::is_same_v<T, float>) {
     if (is_gemv(a, b, alpha, beta) && c.strides[1] == 1) {
-      return gemv_rows<float>(a.data, e.m, e.k, b.data, b.strides[1], e.n, c.data, c.strides[0]);
+      return gemv_rows<float>(a.data, e.m, e.k, b.data, b.strides[1], e.n, c.data, c.strides[0], nullptr);
     }
   }
   const Operand<T> out(c);
@@ -170,10 +170,12 @@ void few_rows(Stream& stream, Work work, View<const bf16> a, View<const bf16> b,
   const PurposeScope purpose(Purpose::workspace);
   const Widened x(a, stream.device());
   Storage product(stream.device(), c.numel() * static_cast<std::int64_t>(sizeof(float)));
+  Storage arranged(stream.device(), a.numel() * static_cast<std::int64_t>(sizeof(float)));
   const View<float> y(static_cast<float*>(product.data()), c.shape);
   launch(stream, "matmul", work, [&] {
     x.fill();
-    gemv_rows<bf16>(x.wide.data, a.dim(0), a.dim(1), b.data, b.strides[1], b.dim(1), y.data, c.dim(1));
+    gemv_rows<bf16>(x.wide.data, a.dim(0), a.dim(1), b.data, b.strides[1], b.dim(1), y.data, c.dim(1),
+                    static_cast<float*>(arranged.data()));
     store<C>(y, c, 0);
   });
 }

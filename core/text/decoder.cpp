@@ -97,7 +97,8 @@ std::string Decoder::decode_one(std::string token, bool is_first) const {
 }
 
 DecodeStep::Prefix Decoder::prefix() const {
-  return local_steps_ + 1 < steps_.size() ? *steps_[local_steps_ + 1]->cut_prefix() : DecodeStep::Prefix{};
+  const std::size_t after = local_steps_ + 1;
+  return streams_ && after < steps_.size() ? *steps_[after]->cut_prefix() : DecodeStep::Prefix{};
 }
 
 }  // namespace ridge

@@ -45,6 +45,7 @@ class Decoder {
   bool streams() const { return streams_; }
   /// The part of one token, before the prefix is cut. For streaming chains.
   std::string decode_one(std::string token, bool is_first) const;
+  /// The prefix that streaming cuts; empty where there is none.
   DecodeStep::Prefix prefix() const;
 
  private:

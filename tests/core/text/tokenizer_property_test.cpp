@@ -138,6 +138,32 @@ TEST(TokenizerProperty, StreamsHoldBackPartsOfCharacters) {
   EXPECT_EQ(stream.flush(), "");
 }
 
+// Decoders that cannot give text out token by token: it comes with the flush.
+TEST(TokenizerProperty, StreamsOfOtherDecodersEqualTheirDecoding) {
+  const std::string fuse = R"({"type": "Fuse"})", bytes = R"({"type": "ByteFallback"})";
+  const std::string replace = R"({"type": "Replace", "pattern": {"String": "aa"}, "content": "-"})";
+  const std::string strip = R"({"type": "Strip", "content": "a", "start": 2, "stop": 1})";
+  for (const std::string& steps :
+       {fuse + "," + strip, fuse + "," + replace, bytes + "," + replace, strip, replace}) {
+    const std::string file =
+        R"({"decoder": {"type": "Sequence", "decoders": [)" + steps +
+        R"(]}, "model": {"vocab": {"a": 0, "b": 1, "<0x61>": 2, "aa": 3}, "merges": []}})";
+    const Tokenizer tokenizer = Tokenizer::from_json(file, "x");
+    Random random(15);
+    for (int round = 0; round < 300; ++round) {
+      DecodeStream stream(tokenizer);
+      Ids ids;
+      std::string streamed;
+      for (auto n = random() % 8; n > 0; --n) {
+        ids.push_back(static_cast<std::int32_t>(random() % 4));
+        streamed += stream.push(ids.back());
+      }
+      streamed += stream.flush();
+      ASSERT_EQ(streamed, tokenizer.decode(ids)) << steps;
+    }
+  }
+}
+
 // The definition: always the pair of lowest rank, the leftmost of equals, one at a time.
 Ids merge_by_definition(Ids symbols, const std::vector<Merge>& merges) {
   for (;;) {
