@@ -1,5 +1,6 @@
 #include "core/base/device.h"
 
+#include "core/base/cuda.h"
 #include "core/base/error.h"
 
 namespace ridge {
@@ -18,9 +19,13 @@ std::string_view name_of(Device device) {
 
 Device parse_device(std::string_view name) {
   if (name == "auto" || name == "cpu") return Device::cpu;
-  if (name == "meta") return Device::meta;
-  if (name == "cuda") fail_user("--device cuda: this version has CPU kernels only; use --device cpu");
-  fail_user("--device '{}' is unknown: use auto, cpu or cuda", name);
+  if (name != "cuda") fail_user("--device '{}' is unknown: use auto, cpu or cuda", name);
+  if (!built_with_cuda())
+    fail_user("--device cuda: this build has no CUDA: use --device cpu, or build with -DRIDGE_CUDA=ON");
+  const auto devices = cuda_devices();
+  if (devices.empty()) fail_user("--device cuda: no GPU or no driver is found: use --device cpu");
+  fail_user("--device cuda: {} is there, but this version has no CUDA kernels yet: use --device cpu",
+            devices.front());
 }
 
 }  // namespace ridge

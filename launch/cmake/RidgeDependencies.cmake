@@ -28,6 +28,20 @@ function(ridge_add_protos target)
   target_include_directories(${target} SYSTEM PUBLIC $<BUILD_INTERFACE:${generated}>)
 endfunction()
 
-# Adds the .cu files where CUDA is wanted and found.
+# Whether CUDA is wanted and there: AUTO means nvcc and a GPU.
+function(ridge_decide_cuda result)
+  find_program(RIDGE_NVCC nvcc PATHS /usr/local/cuda/bin)
+  find_program(RIDGE_NVIDIA_SMI nvidia-smi)
+  if(RIDGE_CUDA STREQUAL "ON" OR (RIDGE_CUDA STREQUAL "AUTO" AND RIDGE_NVCC AND RIDGE_NVIDIA_SMI))
+    set(${result} ON PARENT_SCOPE)
+  else()
+    set(${result} OFF PARENT_SCOPE)
+  endif()
+endfunction()
+
+# Adds the .cu files in place of cuda_stub.cpp.
 function(ridge_add_cuda target)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/core/*.cu ${PROJECT_SOURCE_DIR}/kernels/*.cu)
+  target_sources(${target} PRIVATE ${sources})
+  target_link_libraries(${target} PRIVATE CUDA::cudart)
 endfunction()

@@ -46,7 +46,7 @@ void run(Options& options, Context& context) {
   const double rate = done.decoded > 0 ? static_cast<double>(done.decoded) / done.decode_seconds : 0;
   if (context.json) {
     context.emit({{"ids", done.ids},
-                  {"text", tokenizer.decode(done.ids)},
+                  {"text", tokenizer.decode_utf8(done.ids)},
                   {"prefill_ms", done.prefill_seconds * 1e3},
                   {"decode_tokens_per_s", rate}},
                  "");

@@ -23,7 +23,7 @@ void run(const Options& options, Context& context) {
   require(given == 1, "tokenize: give exactly one of --text, --file and --decode");
   const Tokenizer tokenizer = Tokenizer::load(options.model);
   if (options.has_decode) {
-    const JsonObject json{{"text", tokenizer.decode(options.decode, options.no_special)}};
+    const JsonObject json{{"text", tokenizer.decode_utf8(options.decode, options.no_special)}};
     context.emit(json, json.dump() + "\n");
   } else {
     const std::string text = options.has_text ? options.text : read_text_file(options.file, kMaxTextBytes);
