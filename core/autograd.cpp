@@ -1,5 +1,6 @@
 #include "core/autograd.h"
 
+#include <limits>
 #include <queue>
 #include <unordered_map>
 #include <unordered_set>
@@ -178,7 +179,9 @@ class RecomputeNode final : public Node {
 }  // namespace
 
 Leaf::Leaf(const Tensor& value)
-    : shape_(value.shape()), grad_dtype_(value.dtype() == DType::bf16 ? DType::f32 : value.dtype()) {}
+    : shape_(value.shape()), grad_dtype_(value.dtype() == DType::bf16 ? DType::f32 : value.dtype()) {
+  sequence = std::numeric_limits<std::uint64_t>::max();  // hooks run as soon as the gradient is whole
+}
 
 Grads Leaf::backward(const Tensor&) { return {}; }
 

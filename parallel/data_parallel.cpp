@@ -37,6 +37,12 @@ std::vector<std::vector<Tensor>> split(const std::vector<Tensor>& parameters, st
   return runs;
 }
 
+// Its place in the bucket may hold an older gradient.
+void give_zero(autograd::Leaf& leaf) {
+  std::memset(leaf.buffer.data(), 0, static_cast<std::size_t>(leaf.buffer.bytes()));
+  leaf.grad = leaf.buffer;
+}
+
 }  // namespace
 
 GradientReducer::GradientReducer(const std::vector<Tensor>& parameters, Communicator& communicator,
@@ -53,7 +59,10 @@ GradientReducer::GradientReducer(const std::vector<Tensor>& parameters, Communic
     for (const Tensor& p : run) {
       autograd::Leaf& leaf = autograd::leaf_of(p);
       leaf.buffer = bucket->memory.sliced(0, begin, begin + p.numel()).reshaped(p.shape());
-      leaf.hooks.push_back([this, b = bucket.get()](autograd::Leaf&) { arrived(*b); });
+      leaf.hooks.push_back([this, b = bucket.get()](autograd::Leaf& l) {
+        if (reduce_ && !l.grad.defined()) give_zero(l);  // on the tape, but nothing came
+        arrived(*b);
+      });
       bucket->leaves.push_back(&leaf);
       begin += p.numel();
     }
@@ -90,9 +99,7 @@ void GradientReducer::send_ready() {
 void GradientReducer::finish() {
   for (auto& bucket : buckets_) {
     for (autograd::Leaf* leaf : bucket->leaves) {
-      if (leaf->grad.defined()) continue;
-      std::memset(leaf->buffer.data(), 0, static_cast<std::size_t>(leaf->buffer.bytes()));
-      leaf->grad = leaf->buffer;
+      if (!leaf->grad.defined()) give_zero(*leaf);
     }
     bucket->arrived = bucket->leaves.size();
   }
