@@ -17,16 +17,22 @@ constexpr const char* kIndexFile = "index.h5";
 
 std::string folder_name(std::int64_t step) { return fmt::format("step-{:08}", step); }
 
-// The step in a complete checkpoint's folder name, or -1.
-std::int64_t step_of(const fs::path& folder) {
-  const std::string name = folder.filename().string();
-  if (!name.starts_with("step-") || name.size() != 13 || !fs::exists(folder / kIndexFile)) return -1;
-  std::int64_t step = 0;
-  for (const char c : name.substr(5)) {
-    if (c < '0' || c > '9') return -1;
-    step = step * 10 + (c - '0');
+// "step-" and eight digits.
+bool is_checkpoint_name(const std::string& name) {
+  return name.size() == 13 && name.starts_with("step-") &&
+         name.find_first_not_of("0123456789", 5) == std::string::npos;
+}
+
+bool is_complete(const fs::path& folder) {
+  return is_checkpoint_name(folder.filename().string()) && fs::exists(folder / kIndexFile);
+}
+
+// A name that AtomicFile and AtomicFolder write under, of something that a run writes.
+bool is_temporary(const std::string& name) {
+  for (const char* stem : {"step-", "config.yaml.", "model.", "adapter."}) {
+    if (name.starts_with(stem) && name.find(".tmp-") != std::string::npos) return true;
   }
-  return step;
+  return false;
 }
 
 std::vector<fs::path> complete_checkpoints(const std::string& output) {
@@ -34,7 +40,7 @@ std::vector<fs::path> complete_checkpoints(const std::string& output) {
   const fs::path folder = fs::path(output) / "checkpoints";
   if (!fs::exists(folder)) return found;
   for (const auto& entry : fs::directory_iterator(folder)) {
-    if (step_of(entry.path()) >= 0) found.push_back(entry.path());
+    if (is_complete(entry.path())) found.push_back(entry.path());
   }
   std::sort(found.begin(), found.end());
   return found;
@@ -113,6 +119,19 @@ void save_checkpoint(const std::string& output, const TrainingState& state,
   write_index(target.path() + "/" + kIndexFile, state, tensors);
   target.commit();
   remove_old(output, keep);
+}
+
+void remove_leftovers(const std::string& output) {
+  for (const fs::path& folder : {fs::path(output), fs::path(output) / "checkpoints"}) {
+    std::error_code ignored;
+    std::vector<fs::path> stale;
+    for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+      const std::string name = entry.path().filename().string();
+      if (is_temporary(name) || (is_checkpoint_name(name) && !is_complete(entry.path())))
+        stale.push_back(entry.path());
+    }
+    for (const fs::path& path : stale) fs::remove_all(path, ignored);
+  }
 }
 
 std::optional<std::string> latest_checkpoint(const std::string& output) {

@@ -32,6 +32,9 @@ struct TrainingState {
 void save_checkpoint(const std::string& output, const TrainingState& state,
                      const std::vector<NamedTensor>& tensors, std::int64_t keep);
 
+/// Removes what a killed run left half-written in OUTPUT and in its checkpoints.
+void remove_leftovers(const std::string& output);
+
 /// The folder of the newest complete checkpoint of a run, if there is one.
 std::optional<std::string> latest_checkpoint(const std::string& output);
 

@@ -10,8 +10,12 @@ namespace {
 
 using Words = std::span<const std::string_view>;
 
-constexpr std::string_view kNames[] = {"Mia",  "Tom",  "Anna", "Ben", "Lena", "Max",
-                                       "Ruth", "Paul", "Eva",  "Sam", "Nora", "Jack"};
+// Every capital letter begins a name: what a tokenizer and an embedding learn here carries over to other
+// texts.
+constexpr std::string_view kNames[] = {"Anna", "Ben",   "Clara", "Dora", "Eva",  "Felix", "Gina",
+                                       "Hugo", "Ida",   "Jack",  "Kurt", "Lena", "Mia",   "Nora",
+                                       "Otto", "Paul",  "Quinn", "Ruth", "Sam",  "Tom",   "Una",
+                                       "Vera", "Wanda", "Xenia", "Yves", "Zoe"};
 constexpr std::string_view kAnimals[] = {"cat",   "dog",  "bird",  "fox",  "rabbit",
                                          "horse", "frog", "mouse", "duck", "bear"};
 constexpr std::string_view kPlaces[] = {"the garden", "the forest", "the river",  "the old house",

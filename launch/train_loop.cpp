@@ -9,6 +9,7 @@
 #include "core/io/tensorboard.h"
 #include "core/models/weights.h"
 #include "core/text/tokenizer.h"
+#include "launch/checkpoint.h"
 #include "launch/evaluate.h"
 #include "launch/forecast.h"
 #include "launch/metrics.h"
@@ -91,6 +92,15 @@ std::string save_result(const config::RunConfig& run, Trainer& trainer) {
   return folder;
 }
 
+// Only a run that can start makes its folder.
+void prepare_output(const config::RunConfig& run) {
+  std::error_code error;
+  std::filesystem::create_directories(run.output(), error);
+  require(!error, "output {}: cannot be made: {}", run.output(), error.message());
+  remove_leftovers(run.output());
+  write_file_atomically(run.output() + "/config.yaml", dump_yaml(run));
+}
+
 // Holds what the loop of one run needs beside the trainer.
 class Loop {
  public:
@@ -102,6 +112,7 @@ class Loop {
     forecast_ = forecast_training(trainer_.model().config(), run, trainer_.micro_batches(), roof);
     first_ = resume(run, trainer_);
     if (ranks.rank() != 0) return;
+    prepare_output(run);
     log_.emplace(run, first_);
     for (const std::string& note : trainer_.notes()) log_->note(note);
     if (first_ > 0) log_->note(fmt::format("resumed after step {}", first_ - 1));
@@ -175,13 +186,6 @@ class Loop {
 
 TrainResult train(const config::RunConfig& run, parallel::Communicator& ranks, const Ceilings& roof,
                   const std::function<void(const StepReport&)>& on_step) {
-  if (ranks.rank() == 0) {
-    std::error_code error;
-    std::filesystem::create_directories(run.output(), error);
-    require(!error, "output {}: cannot be made: {}", run.output(), error.message());
-    write_file_atomically(run.output() + "/config.yaml", dump_yaml(run));
-  }
-  ranks.barrier();
   Loop loop(run, ranks, roof);
   return loop.go(on_step);
 }
