@@ -97,6 +97,14 @@ bool is_off(const Json& value) {
          (value.is_array() && value.empty()) || (value.is_object() && value.empty());
 }
 
+// The text of a key, or `absent` where it is missing or null.
+std::string text_value(const Json& json, const char* key, const std::string& absent,
+                       const std::string& source) {
+  if (!json.contains(key) || json.at(key).is_null()) return absent;
+  require(json.at(key).is_string(), "{}: {} is {}, not a string", source, key, json.at(key).dump());
+  return json.at(key).get<std::string>();
+}
+
 double number(const Json& json, const char* key, double absent, const std::string& source) {
   if (!json.contains(key) || json.at(key).is_null()) return absent;
   require(json.at(key).is_number() && std::isfinite(json.at(key).get<double>()), "{}: {} is {}, not a number",
@@ -110,6 +118,15 @@ std::int64_t rank_value(const Json& value, const char* key, const std::string& s
   return value.get<std::int64_t>();
 }
 
+// Says now what does not compile.
+void check_pattern(const std::string& pattern, const char* key, const std::string& source) {
+  try {
+    matches_pattern(pattern, "");
+  } catch (const UserError& error) {
+    fail_user("{}: {}: {}", source, key, error.what());
+  }
+}
+
 // A list of names, or one pattern.
 void read_names(const Json& json, const char* key, std::vector<std::string>& names, std::string& pattern,
                 const std::string& source) {
@@ -121,7 +138,7 @@ void read_names(const Json& json, const char* key, std::vector<std::string>& nam
       names = {text};
     } else {
       pattern = text;
-      matches_pattern(pattern, "");  // says now what does not compile
+      check_pattern(pattern, key, source);
     }
     return;
   }
@@ -147,7 +164,7 @@ void read_patterns(const Json& json, LoraConfig& config, const std::string& sour
     if (!json.contains(key) || json.at(key).is_null()) continue;
     require(json.at(key).is_object(), "{}: {} is {}, not an object", source, key, json.at(key).dump());
     for (const auto& [pattern, value] : json.at(key).items()) {
-      matches_pattern(pattern, "");
+      check_pattern(pattern, key, source);
       if (std::string_view(key) == "rank_pattern") {
         config.rank_pattern[pattern] = rank_value(value, key, source);
       } else {
@@ -159,10 +176,9 @@ void read_patterns(const Json& json, LoraConfig& config, const std::string& sour
 }
 
 void check_supported(const Json& json, const std::string& source, std::vector<std::string>& notes) {
-  const std::string type = json.value("peft_type", std::string("LORA"));
+  const std::string type = text_value(json, "peft_type", "LORA", source);
   require(type == "LORA", "{}: peft_type {} is not supported: only LORA is", source, type);
-  const std::string bias =
-      json.contains("bias") && json.at("bias").is_string() ? json.at("bias").get<std::string>() : "none";
+  const std::string bias = text_value(json, "bias", "none", source);
   require(bias == "none", "{}: bias {} is not supported: only none is", source, bias);
   for (const auto& [key, value] : json.items()) {
     if (keys_that_must_be_off().contains(key)) {
@@ -227,10 +243,6 @@ LoraConfig LoraConfig::parse(std::string_view text, const std::string& source,
                              std::vector<std::string>& notes) {
   const Json json = Json::parse(text.begin(), text.end(), nullptr, false);
   require(!json.is_discarded() && json.is_object(), "{}: not a JSON object", source);
-  for (const char* key : {"peft_type", "base_model_name_or_path"}) {
-    require(!json.contains(key) || json.at(key).is_string() || json.at(key).is_null(),
-            "{}: {} is {}, not a string", source, key, json.at(key).dump());
-  }
   check_supported(json, source, notes);
   LoraConfig config;
   if (json.contains("r")) config.rank = rank_value(json.at("r"), "r", source);
@@ -243,12 +255,11 @@ LoraConfig LoraConfig::parse(std::string_view text, const std::string& source,
   config.use_rslora = json.value("use_rslora", false);
   read_names(json, "target_modules", config.targets, config.target_pattern, source);
   read_names(json, "exclude_modules", config.exclude, config.exclude_pattern, source);
-  if (config.targets.empty() && config.target_pattern.empty()) config.targets = {"q_proj", "v_proj"};
+  if (!json.contains("target_modules") || json.at("target_modules").is_null())
+    config.targets = {"q_proj", "v_proj"};
   read_layers(json, config, source);
   read_patterns(json, config, source);
-  if (json.contains("base_model_name_or_path") && json.at("base_model_name_or_path").is_string()) {
-    config.base_model = json.at("base_model_name_or_path").get<std::string>();
-  }
+  config.base_model = text_value(json, "base_model_name_or_path", "", source);
   return config;
 }
 
