@@ -14,6 +14,8 @@ namespace fs = std::filesystem;
 constexpr std::int64_t kFormatVersion = 1;
 constexpr const char* kRankFile = "rank-00000.h5";
 constexpr const char* kIndexFile = "index.h5";
+constexpr const char* kManifestFile = "manifest.txt";  // a line a file: XXH3, bytes, name
+constexpr std::size_t kMaxManifestBytes = 1 << 20;
 
 std::string folder_name(std::int64_t step) { return fmt::format("step-{:08}", step); }
 
@@ -58,7 +60,6 @@ void write_rank_file(const std::string& path, const std::vector<NamedTensor>& te
     const Tensor value = t.value.detached().as_contiguous();
     const std::string name = "/" + t.name;
     file.write_dataset(name, value.dtype(), dims_of(value), bytes_of(value));
-    file.set_attribute(name, "xxh3", std::string_view(checksum_text(xxh3_64(bytes_of(value)))));
   }
   file.close();
 }
@@ -83,28 +84,41 @@ void write_index(const std::string& path, const TrainingState& state,
   file.close();
 }
 
+std::string manifest_line(const std::string& folder, const std::string& name) {
+  const std::string path = folder + "/" + name;
+  return fmt::format("{} {} {}\n", checksum_text(xxh3_64_of_file(path)), fs::file_size(path), name);
+}
+
+// Before HDF5 sees a byte: on damaged files the library may read nonsense, or never come back.
+void verify(const std::string& folder) {
+  const std::string stored = read_text_file(folder + "/" + kManifestFile, kMaxManifestBytes);
+  for (const char* name : {kRankFile, kIndexFile}) {
+    require(fs::exists(folder + "/" + name),
+            "{}/{}: the file is missing; remove that folder to use the checkpoint before", folder, name);
+    const std::string found = manifest_line(folder, name);
+    require(stored.find(found) != std::string::npos,
+            "{}/{}: the file is damaged: checksum and size are {}, which {} does not list; remove that "
+            "folder to use the "
+            "checkpoint before",
+            folder, name, found.substr(0, found.rfind(' ')), kManifestFile);
+  }
+}
+
 void remove_old(const std::string& output, std::int64_t keep) {
   const auto all = complete_checkpoints(output);
   for (std::size_t i = 0; i + static_cast<std::size_t>(keep) < all.size(); ++i) {
-    fs::remove(all[i] / kIndexFile);  // first what makes it complete
+    fs::remove(all[i] / kManifestFile);  // first what makes it complete
     fs::remove_all(all[i]);
   }
 }
 
-void read_tensor(const Hdf5File& index, const Hdf5File& rank, const NamedTensor& t) {
+void read_tensor(const Hdf5File& index, const NamedTensor& t) {
   const std::string name = "/" + t.name;
   require(index.exists(name), "{}: tensor {} is missing: the checkpoint belongs to another model",
           index.path(), t.name);
   const Tensor value = Tensor::empty(t.value.shape(), t.value.dtype());
   index.read_dataset(name, value.dtype(), dims_of(value),
                      {static_cast<std::byte*>(value.data()), static_cast<std::size_t>(value.bytes())});
-  const std::string stored = rank.string_attribute(name, "xxh3");
-  const std::string found = checksum_text(xxh3_64(bytes_of(value)));
-  require(
-      stored == found,
-      "{}: tensor {} is damaged: its checksum is {}, {} was written; remove that checkpoint to use the one "
-      "before",
-      rank.path(), t.name, found, stored);
   t.value.copy_from(value);
 }
 
@@ -117,6 +131,8 @@ void save_checkpoint(const std::string& output, const TrainingState& state,
   AtomicFolder target((folder / folder_name(state.step)).string());
   write_rank_file(target.path() + "/" + kRankFile, tensors);
   write_index(target.path() + "/" + kIndexFile, state, tensors);
+  write_file_atomically(target.path() + "/" + kManifestFile,
+                        manifest_line(target.path(), kRankFile) + manifest_line(target.path(), kIndexFile));
   target.commit();
   remove_old(output, keep);
 }
@@ -141,6 +157,7 @@ std::optional<std::string> latest_checkpoint(const std::string& output) {
 }
 
 TrainingState read_checkpoint_state(const std::string& folder) {
+  verify(folder);
   const Hdf5File index = Hdf5File::open(folder + "/" + kIndexFile);
   const std::int64_t version = index.int_attribute("/", "version");
   require(version == kFormatVersion,
@@ -157,13 +174,12 @@ TrainingState read_checkpoint_state(const std::string& folder) {
 
 void read_checkpoint_tensors(const std::string& folder, const std::vector<NamedTensor>& tensors) {
   const Hdf5File index = Hdf5File::open(folder + "/" + kIndexFile);
-  const Hdf5File rank = Hdf5File::open(folder + "/" + kRankFile);
   const std::int64_t stored = index.int_attribute("/", "tensors");
   require(stored == static_cast<std::int64_t>(tensors.size()),
           "{}: holds {} tensors, but this run has {}: the checkpoint belongs "
           "to another model, adapter or optimizer",
           index.path(), stored, tensors.size());
-  for (const NamedTensor& t : tensors) read_tensor(index, rank, t);
+  for (const NamedTensor& t : tensors) read_tensor(index, t);
 }
 
 }  // namespace ridge

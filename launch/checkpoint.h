@@ -1,8 +1,9 @@
 // Training state on disk: HDF5, whole or absent.
 //
 // OUTPUT/checkpoints/step-00000100/ holds rank-00000.h5, the tensors that a rank wrote, and index.h5, which
-// joins them by virtual datasets into whole logical tensors: /model/NAME and /optimizer/NAME. Attributes of
-// index.h5's root hold step, seeds, data cursor, tokens and the run config.
+// joins them by virtual datasets into whole logical tensors: /model/NAME and /optimizer/NAME; manifest.txt
+// holds the files' checksums. Attributes of index.h5's root hold step, seeds, data cursor, tokens and the run
+// config.
 #pragma once
 
 #include <cstdint>
