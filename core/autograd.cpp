@@ -203,6 +203,8 @@ void Leaf::accumulate(Tensor dy) {
 
 bool grad_enabled() { return recording(); }
 
+bool grad_wanted() { return recording() || leaf_recorder() != nullptr; }
+
 NoGradScope::NoGradScope() : before_(recording()) { recording() = false; }
 NoGradScope::~NoGradScope() { recording() = before_; }
 EnableGradScope::EnableGradScope() : before_(recording()) { recording() = true; }

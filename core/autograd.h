@@ -58,6 +58,8 @@ class Leaf final : public Node {
 };
 
 bool grad_enabled();
+/// Whether what runs now may be differentiated: it is recorded, or recompute will run it again.
+bool grad_wanted();
 
 /// Records nothing for a scope.
 class NoGradScope {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "core/autograd.h"
 #include "core/base/stream.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/linear.h"
@@ -21,7 +22,8 @@ LoraLinear::LoraLinear(std::unique_ptr<nn::Linear> base, std::int64_t rank, doub
 
 Tensor LoraLinear::forward(const Tensor& x) const {
   const Tensor y = base_->forward(x);
-  const Tensor low = ops::linear(ops::dropout(ops::cast(x, a_.dtype()), dropout_), a_);
+  const bool trains = a_.requires_grad() && autograd::grad_wanted();
+  const Tensor low = ops::linear(ops::dropout(ops::cast(x, a_.dtype()), trains ? dropout_ : 0), a_);
   return ops::add_scaled(y, ops::cast(ops::linear(low, b_), y.dtype()), scaling_);
 }
 

@@ -6,6 +6,7 @@
 namespace ridge::lora {
 
 /// y = base(x) + scaling * B A dropout(x), with x cast to A's dtype and the result cast back, as PEFT does.
+/// Dropout acts where A is trained and a gradient may be asked for: not in evaluation or generation.
 class LoraLinear final : public nn::Linear {
  public:
   /// A [rank, in] and B [out, rank] are f32; uninitialised. `dropout` in [0, 1).

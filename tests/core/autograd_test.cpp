@@ -1,5 +1,6 @@
 #include "core/autograd.h"
 
+#include "core/base/stream.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/linear.h"
 #include "core/ops/norm.h"
