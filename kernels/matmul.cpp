@@ -17,6 +17,11 @@ namespace {
 constexpr std::int64_t kTile = 1536;      // rows or columns of c that one BLAS call takes at the most
 constexpr double kSerialFlops = 1 << 20;  // below this one thread is faster
 
+template <class T>
+[[noreturn]] void fail_sparse(const View<T>& v) {
+  fail("matmul: strides {} of {} are dense in no dimension", to_string(v.strides), to_string(v.shape));
+}
+
 // A matrix as BLAS names it: dense rows, or the transpose of such.
 template <class T>
 struct Operand {
@@ -29,8 +34,7 @@ struct Operand {
     const bool cols = v.strides[0] == 1 && (v.dim(1) <= 1 || v.strides[1] >= v.dim(0));
     data = v.data;
     transposed = !rows;
-    if (!rows && !cols)
-      fail("matmul: strides {} of {} are dense in no dimension", to_string(v.strides), to_string(v.shape));
+    if (!rows && !cols) fail_sparse(v);
     ld = rows ? std::max(v.strides[0], v.dim(1)) : std::max(v.strides[1], v.dim(0));
   }
   CBLAS_TRANSPOSE flag() const { return transposed ? CblasTrans : CblasNoTrans; }
@@ -134,6 +138,7 @@ struct Widened {
       : source(v), memory(device, v.numel() * static_cast<std::int64_t>(sizeof(float))) {
     const Shape& s = v.shape;
     const bool rows = v.strides[1] == 1;
+    if (!rows && v.strides[0] != 1) fail_sparse(v);
     wide = View<float>(static_cast<float*>(memory.data()), s, rows ? Strides{s[1], 1} : Strides{1, s[0]});
   }
 
