@@ -62,9 +62,13 @@ void prefetch(const T* block) {
 }
 
 float sum_lanes(const Vector& v) {
-  float sum = 0;
-  for (std::int64_t i = 0; i < kLanes; ++i) sum += v[i];
-  return sum;
+  using Half = float __attribute__((vector_size(32)));
+  using Quarter = float __attribute__((vector_size(16)));
+  const char* bytes = reinterpret_cast<const char*>(&v);
+  const Half half = load<Half>(bytes) + load<Half>(bytes + sizeof(Half));
+  const char* more = reinterpret_cast<const char*>(&half);
+  const Quarter quarter = load<Quarter>(more) + load<Quarter>(more + sizeof(Quarter));
+  return (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]);
 }
 
 // One row of w against kM rows of x. Rows are read one after the other: one stream, which the memory system
