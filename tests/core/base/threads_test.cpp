@@ -45,7 +45,9 @@ TEST(ParallelFor, NestedAndConcurrentCallsFinish) {
   std::atomic<int> count{0};
   const auto nested = [&] {
     for (int i = 0; i < 200; ++i) {
-      parallel_for(4, 1, [&](std::int64_t, std::int64_t) { parallel_for(3, 1, [&](std::int64_t, std::int64_t) { ++count; }); });
+      parallel_for(4, 1, [&](std::int64_t, std::int64_t) {
+        parallel_for(3, 1, [&](std::int64_t, std::int64_t) { ++count; });
+      });
     }
   };
   std::thread other(nested);
