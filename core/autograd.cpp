@@ -72,8 +72,8 @@ class Pass {
 
   void run(const Edge& root, Tensor dy) {
     count_edges(root.node);
-    pending_[root.node.get()].add(std::move(dy));
-    ready_.push(root.node);
+    missing_[root.node.get()] = 1;
+    arrive(root, std::move(dy));
     while (!ready_.empty()) {
       const std::shared_ptr<Node> node = ready_.top();
       ready_.pop();

@@ -141,6 +141,10 @@ Tensor Tensor::contiguous_copy() const {
 
 Tensor Tensor::as_contiguous() const { return contiguous() ? *this : contiguous_copy(); }
 
+Tensor Tensor::as_row_dense() const {
+  return View<const char>(nullptr, shape_, strides_).rows_dense() ? *this : contiguous_copy();
+}
+
 void Tensor::copy_from(const Tensor& other) const {
   if (other.shape() != shape_) fail("copy of {} into {}", to_string(other.shape()), to_string(shape_));
   check(device_ == other.device(), "copy within one device");

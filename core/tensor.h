@@ -77,6 +77,7 @@ class Tensor {
   Tensor to(DType dtype) const;               // itself where nothing changes
   Tensor contiguous_copy() const;             // always new storage
   Tensor as_contiguous() const;               // itself where it is contiguous
+  Tensor as_row_dense() const;                // itself where the last dimension is dense
   void copy_from(const Tensor& other) const;  // same shape, any dtype
 
   /// The same data without history.

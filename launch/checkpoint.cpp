@@ -26,7 +26,7 @@ bool is_checkpoint_name(const std::string& name) {
 }
 
 bool is_complete(const fs::path& folder) {
-  return is_checkpoint_name(folder.filename().string()) && fs::exists(folder / kIndexFile);
+  return is_checkpoint_name(folder.filename().string()) && fs::exists(folder / kManifestFile);
 }
 
 // A name that AtomicFile and AtomicFolder write under, of something that a run writes.

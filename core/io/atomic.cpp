@@ -45,7 +45,8 @@ void sync_path(const std::string& path, int flags) {
   const FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags));
   require(fd.get() >= 0, "cannot open '{}' to sync it: {}", path, errno_text(errno));
   // Some network file systems cannot sync a folder and say EINVAL.
-  require(::fsync(fd.get()) == 0 || errno == EINVAL, "cannot sync '{}': {}", path, errno_text(errno));
+  const bool synced = ::fsync(fd.get()) == 0 || errno == EINVAL;  // first: arguments have no order
+  require(synced, "cannot sync '{}': {}", path, errno_text(errno));
 }
 
 void sync_tree(const std::string& folder) {
@@ -68,7 +69,8 @@ bool exchange_names(const std::string& temporary, const std::string& path) {
 // The old folder steps aside first: between the two renames there is none at `path`, but both are on disk.
 void replace_in_two_steps(const std::string& temporary, const std::string& path) {
   const std::string aside = temporary + ".old";
-  require(::rename(path.c_str(), aside.c_str()) == 0, "cannot move '{}' aside: {}", path, errno_text(errno));
+  const bool moved = ::rename(path.c_str(), aside.c_str()) == 0;
+  require(moved, "cannot move '{}' aside: {}", path, errno_text(errno));
   if (::rename(temporary.c_str(), path.c_str()) != 0) {
     const int error = errno;
     const bool restored = ::rename(aside.c_str(), path.c_str()) == 0;
@@ -105,15 +107,16 @@ void AtomicFile::write_at(std::uint64_t offset, std::span<const std::byte> bytes
 
 void AtomicFile::commit() {
   check(!temporary_.empty(), "an AtomicFile is committed once");
-  require(fd_.close(), "cannot write '{}': {}", path_, errno_text(errno));
+  const bool closed = fd_.close();
+  require(closed, "cannot write '{}': {}", path_, errno_text(errno));
   sync_and_rename(temporary_, path_);
   temporary_.clear();
 }
 
 void sync_and_rename(const std::string& temporary, const std::string& path) {
   sync_path(temporary, 0);
-  require(::rename(temporary.c_str(), path.c_str()) == 0, "cannot rename '{}' to '{}': {}", temporary, path,
-          errno_text(errno));
+  const bool renamed = ::rename(temporary.c_str(), path.c_str()) == 0;
+  require(renamed, "cannot rename '{}' to '{}': {}", temporary, path, errno_text(errno));
   sync_path(parent_of(path), O_DIRECTORY);
 }
 
@@ -146,8 +149,8 @@ void AtomicFolder::commit() {
   if (taken && !exchange_names(temporary_, path_)) {
     replace_in_two_steps(temporary_, path_);
   } else if (!taken) {
-    require(::rename(temporary_.c_str(), path_.c_str()) == 0, "cannot rename '{}' to '{}': {}", temporary_,
-            path_, errno_text(errno));
+    const bool renamed = ::rename(temporary_.c_str(), path_.c_str()) == 0;
+    require(renamed, "cannot rename '{}' to '{}': {}", temporary_, path_, errno_text(errno));
   }
   sync_path(parent_of(path_), O_DIRECTORY);
   std::error_code ignored;

@@ -25,7 +25,8 @@ FileDescriptor open_for_reading(const std::string& path) {
 
 std::uint64_t regular_size(const FileDescriptor& fd, const std::string& path) {
   struct stat info {};
-  require(::fstat(fd.get(), &info) == 0, "cannot open '{}': {}", path, errno_text(errno));
+  const bool known = ::fstat(fd.get(), &info) == 0;
+  require(known, "cannot open '{}': {}", path, errno_text(errno));
   require(!S_ISDIR(info.st_mode), "cannot read '{}': it is a folder, not a file", path);
   require(S_ISREG(info.st_mode), "cannot read '{}': it is not a regular file", path);
   return static_cast<std::uint64_t>(info.st_size);

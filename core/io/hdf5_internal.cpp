@@ -18,6 +18,8 @@ namespace {
 
 constexpr hsize_t kAlignFrom = 64 << 10, kAlignment = 4 << 10;  // bytes: large objects start at a page
 
+using Reason = std::array<char, 4096>;  // it may hold a path
+
 // A 16-bit IEEE-like type: sign on top, then exponent, then mantissa.
 Hdf5Handle small_float(std::size_t exponent_bits, std::size_t bias) {
   Hdf5Handle type(H5Tcopy(H5T_IEEE_F32LE), H5Tclose);
@@ -43,7 +45,7 @@ Hdf5Handle link_properties() {
 }
 
 extern "C" herr_t keep_first_reason(unsigned, const H5E_error2_t* error, void* text) {
-  auto& reason = *static_cast<std::array<char, 256>*>(text);
+  auto& reason = *static_cast<Reason*>(text);
   if (reason[0] == '\0' && error->desc != nullptr) {
     std::size_t i = 0;
     for (; i + 1 < reason.size() && error->desc[i] != '\0'; ++i) reason[i] = error->desc[i];
@@ -61,16 +63,23 @@ std::mutex& hdf5_mutex() {
 
 std::unique_lock<std::mutex> lock_hdf5() {
   std::unique_lock<std::mutex> lock(hdf5_mutex());
+  // At exit the library would write again what a full disk refused, and crash. Every handle is closed anyway.
+  [[maybe_unused]] static const herr_t no_exit_handler = H5dont_atexit();
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
   H5PLset_loading_state(0);  // a file must not make us load a filter plugin
   return lock;
 }
 
 std::string hdf5_reason() {
-  std::array<char, 256> text{};
+  Reason text{};
   H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first_reason, &text);
   H5Eclear2(H5E_DEFAULT);
   std::string reason = text.data();
+  constexpr std::string_view kSystem = "error message = '";  // after it the system's own words
+  if (const std::size_t at = reason.find(kSystem); at != std::string::npos) {
+    reason.erase(0, at + kSystem.size());
+    reason.resize(std::min(reason.find('\''), reason.size()));
+  }
   std::ranges::replace_if(
       reason, [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
   return reason;

@@ -21,16 +21,16 @@ struct Attention {
   void prepare(const Needs& needs) { record = needs[0] || needs[1] || needs[2]; }
 
   Tensor forward(const Tensor& q_BTHD, const Tensor& k_BSGD, const Tensor& v_BSGD) {
-    const Tensor y = empty_like(q_BTHD);
+    q = q_BTHD.as_row_dense();
+    k = k_BSGD.as_row_dense();
+    v = v_BSGD.as_row_dense();
+    const Tensor y = empty_like(q);
     visit_compute(y.dtype(), [&]<class T>(std::type_identity<T>) {
       using Acc = acc_t<T>;
       if (record) lse_BHT = Tensor::empty({y.dim(0), y.dim(2), y.dim(1)}, dtype_of<Acc>, y.device());
-      kernels::attention<T>(current_stream(y.device()), q_BTHD.view<T>(), k_BSGD.view<T>(), v_BSGD.view<T>(),
-                            y.view<T>(), record ? lse_BHT.view<Acc>() : View<Acc>(), options);
+      kernels::attention<T>(current_stream(y.device()), q.view<T>(), k.view<T>(), v.view<T>(), y.view<T>(),
+                            record ? lse_BHT.view<Acc>() : View<Acc>(), options);
     });
-    q = q_BTHD;
-    k = k_BSGD;
-    v = v_BSGD;
     o = y;
     return y;
   }
@@ -60,8 +60,8 @@ struct Rotary {
     });
     return y;
   }
-  Tensor forward(const Tensor& x_BTHD) { return rotate(x_BTHD, false); }
-  Grads vjp(const Tensor& dy, const Needs&) { return {rotate(dy.as_contiguous(), true)}; }
+  Tensor forward(const Tensor& x_BTHD) { return rotate(x_BTHD.as_row_dense(), false); }
+  Grads vjp(const Tensor& dy, const Needs&) { return {rotate(dy.as_row_dense(), true)}; }
 };
 
 }  // namespace

@@ -15,7 +15,8 @@ struct Embedding {
   Tensor ids;
   Shape table_shape;
 
-  Tensor forward(const Tensor& table_VC) {
+  Tensor forward(const Tensor& table) {
+    const Tensor table_VC = table.as_row_dense();
     table_shape = table_VC.shape();
     Shape shape = ids.shape();
     shape.push_back(table_VC.dim(1));

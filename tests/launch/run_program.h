@@ -46,6 +46,20 @@ struct RunOptions {
   std::vector<std::string> variables = {};  // NAME=VALUE, beside the inherited ones
 };
 
+/// The processes that `pid` started, and those that they started; it comes first.
+inline std::vector<pid_t> family_of(pid_t pid) {
+  std::vector<pid_t> family{pid};
+  for (std::size_t i = 0; i < family.size(); ++i) {
+    const std::string tasks = "/proc/" + std::to_string(family[i]) + "/task";
+    std::error_code ignored;
+    for (const auto& task : std::filesystem::directory_iterator(tasks, ignored)) {
+      std::ifstream children(task.path() / "children");
+      for (pid_t child = 0; children >> child;) family.push_back(child);
+    }
+  }
+  return family;
+}
+
 /// One process in a session of its own, with stdout and stderr kept in memory files. Killed when the object
 /// goes.
 class Process {
@@ -71,7 +85,9 @@ class Process {
 
   pid_t pid() const { return pid_; }
   /// Sends a signal to the process and all that it started.
-  void kill(int signal) const { ::kill(-pid_, signal); }
+  void kill(int signal) const {
+    for (const pid_t member : family_of(pid_)) ::kill(member, signal);
+  }
 
   bool running() {
     if (!done_ && ::wait4(pid_, &status_, WNOHANG, &usage_) == pid_) finish();
