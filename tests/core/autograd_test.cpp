@@ -30,7 +30,8 @@ TEST(Autograd, DiamondSumsBothPaths) {
   const Tensor x = leaf({4}, 1);
   const Tensor a = ops::scale(x, 2);
   autograd::backward(ops::sum(ops::add(ops::mul(a, a), a)));  // 4 x^2 + 2 x
-  for (std::size_t i = 0; i < 4; ++i) EXPECT_NEAR(autograd::grad_of(x).span<double>()[i], 8 * x.span<double>()[i] + 2, 1e-12);
+  for (std::size_t i = 0; i < 4; ++i)
+    EXPECT_NEAR(autograd::grad_of(x).span<double>()[i], 8 * x.span<double>()[i] + 2, 1e-12);
 }
 
 TEST(Autograd, AGradientThatIsSharedIsNotOverwritten) {
@@ -93,10 +94,12 @@ TEST(Recompute, SameBitsForEveryGradient) {
     const Tensor x = leaf({5, 7}, 1), w = leaf({7, 7}, 2), g = leaf({7}, 3);
     const Tensor y = network(x, w, g, again);
     autograd::backward(y);
-    return std::vector<Tensor>{y.detached(), autograd::grad_of(x), autograd::grad_of(w), autograd::grad_of(g)};
+    return std::vector<Tensor>{y.detached(), autograd::grad_of(x), autograd::grad_of(w),
+                               autograd::grad_of(g)};
   };
   const auto kept = run(false), again = run(true);
-  for (std::size_t i = 0; i < kept.size(); ++i) test::expect_close(again[i], kept[i], i == 2 ? 1e-15 : 0, "tensor " + std::to_string(i));
+  for (std::size_t i = 0; i < kept.size(); ++i)
+    test::expect_close(again[i], kept[i], i == 2 ? 1e-15 : 0, "tensor " + std::to_string(i));
 }
 
 TEST(Recompute, HooksOfWeightsInsideAndOutsideFireOnce) {
@@ -110,7 +113,8 @@ TEST(Recompute, HooksOfWeightsInsideAndOutsideFireOnce) {
 TEST(Recompute, Nested) {
   const auto square = [](const std::vector<Tensor>& in) { return ops::mul(in[0], in[0]); };
   const Tensor x = leaf({3}, 1);
-  const Tensor y = autograd::recompute([&](const std::vector<Tensor>& in) { return ops::exp(autograd::recompute(square, {in[0]})); }, {x});
+  const Tensor y = autograd::recompute(
+      [&](const std::vector<Tensor>& in) { return ops::exp(autograd::recompute(square, {in[0]})); }, {x});
   autograd::backward(ops::sum(y));
   for (std::size_t i = 0; i < 3; ++i) {
     const double v = x.span<double>()[i];

@@ -21,7 +21,8 @@ TEST(GeluVjp, Tanh) {
 }
 
 TEST(SwigluVjp, OddSizes) {
-  check_vjp([](auto& in) { return ops::swiglu(in[0], in[1]); }, {random_tensor({3, 19}, 1, -4, 4), random_tensor({3, 19}, 2)});
+  check_vjp([](auto& in) { return ops::swiglu(in[0], in[1]); },
+            {random_tensor({3, 19}, 1, -4, 4), random_tensor({3, 19}, 2)});
 }
 
 }  // namespace

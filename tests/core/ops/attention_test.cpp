@@ -24,12 +24,15 @@ TEST_P(AttentionVjp, MatchesDifferences) {
   options.window = c.window;
   options.causal = c.causal;
   check_vjp([&](auto& in) { return ops::attention(in[0], in[1], in[2], options); },
-            {random_tensor({c.B, c.T, c.H, c.D}, 1), random_tensor({c.B, c.S, c.G, c.D}, 2), random_tensor({c.B, c.S, c.G, c.D}, 3)});
+            {random_tensor({c.B, c.T, c.H, c.D}, 1), random_tensor({c.B, c.S, c.G, c.D}, 2),
+             random_tensor({c.B, c.S, c.G, c.D}, 3)});
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionVjp,
-                         testing::Values(Case{"causal", 1, 5, 5, 2, 2, 4, 0, true}, Case{"grouped", 2, 3, 3, 4, 2, 6, 0, true},
-                                         Case{"multi_query", 1, 4, 4, 3, 1, 5, 0, true}, Case{"window", 1, 7, 7, 2, 1, 4, 3, true},
+                         testing::Values(Case{"causal", 1, 5, 5, 2, 2, 4, 0, true},
+                                         Case{"grouped", 2, 3, 3, 4, 2, 6, 0, true},
+                                         Case{"multi_query", 1, 4, 4, 3, 1, 5, 0, true},
+                                         Case{"window", 1, 7, 7, 2, 1, 4, 3, true},
                                          Case{"after_a_cache", 1, 2, 6, 2, 1, 4, 0, true},
                                          Case{"not_causal", 1, 3, 5, 2, 2, 3, 0, false}),
                          [](const auto& info) { return info.param.name; });
@@ -39,8 +42,9 @@ TEST(RotaryVjp, HalfSplitPairs) {
   config.head_dim = 6;
   nn::RotaryTable table(config);
   const auto tables = table.get(5, Device::cpu);
-  check_vjp([&](auto& in) { return ops::rotary(in[0], tables.cos.sliced(0, 0, 5), tables.sin.sliced(0, 0, 5)); },
-            {random_tensor({2, 5, 3, 6}, 1)});
+  check_vjp(
+      [&](auto& in) { return ops::rotary(in[0], tables.cos.sliced(0, 0, 5), tables.sin.sliced(0, 0, 5)); },
+      {random_tensor({2, 5, 3, 6}, 1)});
 }
 
 }  // namespace

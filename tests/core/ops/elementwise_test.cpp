@@ -30,7 +30,8 @@ TEST(ElementwiseVjp, UnaryOps) {
 }
 
 TEST(ElementwiseVjp, AddScaled) {
-  check_vjp([](auto& x) { return ops::add_scaled(x[0], x[1], 0.3); }, {random_tensor({3, 5}, 1), random_tensor({3, 5}, 2)});
+  check_vjp([](auto& x) { return ops::add_scaled(x[0], x[1], 0.3); },
+            {random_tensor({3, 5}, 1), random_tensor({3, 5}, 2)});
 }
 
 TEST(ElementwiseVjp, TheSameInputTwice) {

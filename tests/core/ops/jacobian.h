@@ -14,7 +14,8 @@
 namespace ridge::test {
 
 /// Uniform in [lo, hi).
-inline Tensor random_tensor(const Shape& shape, std::uint64_t stream, double lo = -1, double hi = 1, DType dtype = DType::f64) {
+inline Tensor random_tensor(const Shape& shape, std::uint64_t stream, double lo = -1, double hi = 1,
+                            DType dtype = DType::f64) {
   const Tensor t = Tensor::empty(shape, DType::f64);
   std::uint64_t i = 0;
   for (double& value : t.span<double>()) {
@@ -44,7 +45,8 @@ inline double weighted(const Fn& fn, const std::vector<Tensor>& inputs, const Te
   const Tensor y = fn(inputs).as_contiguous();
   double sum = 0;
   for (std::int64_t i = 0; i < y.numel(); ++i) {
-    sum += y.span<double>()[static_cast<std::size_t>(i)] * weights.span<double>()[static_cast<std::size_t>(i)];
+    sum +=
+        y.span<double>()[static_cast<std::size_t>(i)] * weights.span<double>()[static_cast<std::size_t>(i)];
   }
   return sum;
 }
@@ -63,7 +65,8 @@ inline std::vector<Tensor> tape_gradients(const Fn& fn, std::vector<Tensor> inpu
   return grads;
 }
 
-inline Tensor numeric_gradient(const Fn& fn, std::vector<Tensor> inputs, std::size_t which, const Tensor& weights) {
+inline Tensor numeric_gradient(const Fn& fn, std::vector<Tensor> inputs, std::size_t which,
+                               const Tensor& weights) {
   constexpr double kStep = 1e-5;
   const Tensor base = inputs[which].contiguous_copy();
   const Tensor grad = Tensor::empty(base.shape(), DType::f64);

@@ -14,11 +14,13 @@ TEST(LinearVjp, OddSizesWithBias) {
 }
 
 TEST(LinearVjp, WithoutBias) {
-  check_vjp([](auto& in) { return ops::linear(in[0], in[1]); }, {random_tensor({1, 9}, 1), random_tensor({3, 9}, 2)});
+  check_vjp([](auto& in) { return ops::linear(in[0], in[1]); },
+            {random_tensor({1, 9}, 1), random_tensor({3, 9}, 2)});
 }
 
 TEST(MatmulVjp, PlainAndTransposed) {
-  check_vjp([](auto& in) { return ops::matmul(in[0], in[1]); }, {random_tensor({3, 5}, 1), random_tensor({5, 4}, 2)});
+  check_vjp([](auto& in) { return ops::matmul(in[0], in[1]); },
+            {random_tensor({3, 5}, 1), random_tensor({5, 4}, 2)});
 }
 
 TEST(Linear, FrozenWeightGetsNoGradient) {
@@ -31,7 +33,8 @@ TEST(Linear, FrozenWeightGetsNoGradient) {
 }
 
 TEST(Linear, Bf16WeightsHaveF32GradientsCloseToF64) {
-  const Tensor x = random_tensor({33, 65}, 1), w = random_tensor({17, 65}, 2), dy = random_tensor({33, 17}, 3);
+  const Tensor x = random_tensor({33, 65}, 1), w = random_tensor({17, 65}, 2),
+               dy = random_tensor({33, 17}, 3);
   const auto gradient = [&](DType dtype) {
     Tensor weight = w.to(dtype);
     autograd::set_requires_grad(weight, true);

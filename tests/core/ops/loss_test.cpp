@@ -29,19 +29,23 @@ TEST(LinearCrossEntropy, ChunksGiveWhatThePlainLossGives) {
   // Enough rows and ids for several chunks.
   const std::int64_t R = 300, V = 40000, C = 8;
   std::vector<std::int32_t> ids;
-  for (std::int64_t r = 0; r < R; ++r) ids.push_back(r % 7 == 0 ? -100 : static_cast<std::int32_t>(r * 131 % V));
+  for (std::int64_t r = 0; r < R; ++r)
+    ids.push_back(r % 7 == 0 ? -100 : static_cast<std::int32_t>(r * 131 % V));
   const Tensor t = targets(ids);
-  Tensor hidden = random_tensor({R, C}, 1, -1, 1, DType::f32), weight = random_tensor({V, C}, 2, -1, 1, DType::f32);
+  Tensor hidden = random_tensor({R, C}, 1, -1, 1, DType::f32),
+         weight = random_tensor({V, C}, 2, -1, 1, DType::f32);
   const auto run = [&](bool fused) {
     Tensor h = hidden.contiguous_copy(), w = weight.contiguous_copy();
     autograd::set_requires_grad(h, true);
     autograd::set_requires_grad(w, true);
-    const Tensor loss = fused ? ops::linear_cross_entropy(h, w, t, 0.01) : ops::cross_entropy(ops::linear(h, w), t, 0.01);
+    const Tensor loss =
+        fused ? ops::linear_cross_entropy(h, w, t, 0.01) : ops::cross_entropy(ops::linear(h, w), t, 0.01);
     autograd::backward(loss);
     return std::vector<Tensor>{loss.detached(), autograd::grad_of(h), autograd::grad_of(w)};
   };
   const auto fused = run(true), plain = run(false);
-  for (std::size_t i = 0; i < fused.size(); ++i) test::expect_close(fused[i], plain[i], 1e-5, "result " + std::to_string(i));
+  for (std::size_t i = 0; i < fused.size(); ++i)
+    test::expect_close(fused[i], plain[i], 1e-5, "result " + std::to_string(i));
 }
 
 TEST(LinearCrossEntropy, UpstreamGradientScales) {
