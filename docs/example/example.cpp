@@ -1,16 +1,15 @@
-// Prints the element types, then the error that a wrong name gets.
+// Loads a Hugging Face folder and prints the ids that follow 1, 2, 3: example FOLDER.
 #include <fmt/core.h>
 
-#include "core/base/dtype.h"
-#include "core/base/error.h"
+#include "core/models/weights.h"
+#include "inference/generate.h"
 
-int main() {
-  for (const auto dtype : {ridge::DType::f32, ridge::DType::bf16, ridge::DType::i8}) {
-    fmt::print("{}: {} bytes\n", ridge::name_of(dtype), ridge::size_of(dtype));
-  }
-  try {
-    ridge::parse_dtype("float99");
-  } catch (const ridge::UserError& error) {
-    fmt::print("error: {}\n", error.what());
-  }
+int main(int argc, char** argv) {
+  const auto loaded =
+      ridge::models::load_model(argc > 1 ? argv[1] : ".", ridge::DType::f32, ridge::models::LoadMode::read);
+  ridge::inference::GenerateOptions options;
+  options.max_new_tokens = 8;
+  const std::vector<std::int32_t> prompt{1, 2, 3};
+  for (const auto id : ridge::inference::generate(*loaded.model, prompt, options).ids) fmt::print("{} ", id);
+  fmt::print("\n");
 }
