@@ -44,6 +44,7 @@ class JoinedStream final : public TokenStream {
   }
   std::int64_t size() const override { return size_; }
   void read(std::int64_t offset, std::span<std::int32_t> out) override {
+    check(offset >= 0 && offset + static_cast<std::int64_t>(out.size()) <= size(), "read within the stream");
     while (!out.empty()) {
       const auto next = std::upper_bound(begins_.begin(), begins_.end(), offset);
       const auto part = static_cast<std::size_t>(next - begins_.begin() - 1);
