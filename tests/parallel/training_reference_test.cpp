@@ -106,6 +106,24 @@ TEST_P(Ranks, RecomputeChangesNoBit) {
   }
 }
 
+// Weights and activations in bf16, gradients, moments and masters in f32.
+TEST_P(Untied, Bf16FollowsF32AndItsRanksFollowItsMicroBatches) {
+  Layout layout{1, 1};
+  layout.dtype = DType::bf16;
+  const Trained one = test::train(run, layout, run.steps)[0];
+  const double error = test::relative_difference(one.losses, run.losses);
+  record("losses", error);
+  EXPECT_LE(error, 0.01);
+  EXPECT_GT(error, 1e-5);  // it does compute in bf16
+  layout.ranks = 4;
+  layout.bucket_bytes = 1 << 12;
+  for (const Trained& rank : test::train(run, layout, run.steps)) {
+    EXPECT_EQ(rank.losses, one.losses);
+    EXPECT_TRUE(test::all_same_bits(rank.first_grads, one.first_grads));
+    EXPECT_TRUE(test::all_same_bits(rank.weights, one.weights));
+  }
+}
+
 const auto name_of_run = [](const auto& test) { return std::string(test.param); };
 const auto tiny_runs = ::testing::Values("llama3", "qwen2", "llama3_all_linear", "llama3_rslora");
 

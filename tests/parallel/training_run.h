@@ -87,6 +87,7 @@ struct Layout {
   std::int64_t bucket_bytes = 1 << 20;
   bool recompute = false;
   double dropout = 0;  // of new adapters, where above 0
+  DType dtype = DType::f32;
 };
 
 inline void PrintTo(const Layout& l, std::ostream* out) { *out << l.ranks << " ranks"; }
@@ -102,7 +103,7 @@ struct Trained {
 class TrainingRank {
  public:
   TrainingRank(const TrainingRun& run, const Layout& layout, parallel::Communicator& ranks)
-      : run_(run), ranks_(ranks), model_(load(run.model, DType::f32, models::LoadMode::train)) {
+      : run_(run), ranks_(ranks), model_(load(run.model, layout.dtype, models::LoadMode::train)) {
     micro_batch_ = layout.micro_batch > 0 ? layout.micro_batch : run.micro_batch;
     model_->set_recompute(layout.recompute);
     add_adapter(layout);

@@ -49,6 +49,7 @@ TEST(ModelConfig, DefaultsOfQwen2) {
   EXPECT_EQ(c.vocab_size, 151936);
   EXPECT_EQ(c.intermediate_size, 22016);
   EXPECT_EQ(c.kv_heads, 32);
+  EXPECT_EQ(parse(R"({"model_type": "qwen2", "num_attention_heads": 64})").kv_heads, 32);
   EXPECT_EQ(c.max_position, 32768);
   EXPECT_TRUE(c.qkv_bias);
   EXPECT_FALSE(c.output_bias || c.mlp_bias);

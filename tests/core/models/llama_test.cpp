@@ -223,6 +223,22 @@ TEST(Llama, InitialWeightsAreRandomOfTheConfigsSpreadAndRepeatable) {
                                test::parameter(a, "model.layers.0.mlp.gate_proj.weight")));
 }
 
+TEST(Llama, RecomputeKeepsLessUntilBackward) {
+  const Reference r("llama_bias");
+  const auto kept_by = [&](bool recompute) {
+    const auto model = test::load(r.folder, DType::f32, models::LoadMode::train);
+    model->set_recompute(recompute);
+    for (const nn::Parameter& p : model->parameters()) autograd::set_requires_grad(*p.value, true);
+    model->loss(r.ids, r.ids, 1);  // makes the rotary tables
+    const std::int64_t before = memory_stats(Device::cpu).live;
+    const Tensor loss = model->loss(r.ids, r.ids, 1);
+    return memory_stats(Device::cpu).live - before;
+  };
+  const std::int64_t block_inputs = 2 * 4 * r.batch() * r.length() * 32;  // two blocks of f32 rows
+  EXPECT_LT(kept_by(true), kept_by(false) / 3);
+  EXPECT_GE(kept_by(true), block_inputs);
+}
+
 // A 1B shape without memory: forward and backward on meta state the FLOPs that the config promises.
 TEST(Llama, WorkOnMetaIsSixOperationsAParameterAndToken) {
   const models::ModelConfig config = models::ModelConfig::parse(

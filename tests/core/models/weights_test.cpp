@@ -149,6 +149,11 @@ TEST(LoadModel, ADifferentOutputLayerOfATiedModelIsUsedAndNoted) {
   const Tensor logits = loaded.model->logits(test::read_tensor(file, "ids"));
   const auto got = test::values_of(logits), tied = test::values_of(test::read_tensor(file, "logits"));
   for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], 2 * tied[i], 1e-3);
+  const TemporaryFolder folder;
+  save_model(*loaded.model, folder / "copy", DType::f32, "");
+  const LoadedModel again = load_model(folder / "copy", DType::f32, LoadMode::read);
+  EXPECT_FALSE(again.model->config().tied);
+  EXPECT_TRUE(again.notes.empty());  // its config says what it holds
 }
 
 TEST(LoadModel, WeightsAreRoundedToTheTypeAskedFor) {
