@@ -72,7 +72,8 @@ std::pair<Tensor, Tensor> stack(const std::vector<Window>& windows, std::size_t 
 
 double sum_of(const Tensor& losses) {
   double sum = 0;
-  for (const float loss : losses.to(DType::f32).span<float>()) sum += static_cast<double>(loss);
+  const Tensor wide = losses.to(DType::f64);
+  for (const double loss : wide.span<double>()) sum += loss;
   return sum;
 }
 
