@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 
 #include "core/base/threads.h"
@@ -12,7 +13,6 @@
 namespace ridge {
 namespace {
 
-constexpr std::int64_t kMatrix = 1536;
 constexpr std::int64_t kBuffer = std::int64_t{64} << 20;  // floats: 256 MiB, beyond every cache
 constexpr std::int64_t kChunk = 1 << 18;                  // floats of one thread's turn
 
@@ -35,14 +35,19 @@ Tensor filled(const Shape& shape, float value) {
   return t;
 }
 
+// Side of the matrices: about the same time for any number of threads, and pieces that are large enough.
+std::int64_t matrix_side() {
+  return 1536 * static_cast<std::int64_t>(std::max(1.0, std::round(std::cbrt(thread_count() / 2.0))));
+}
+
 double matmul_rate() {
-  const Tensor a = filled({kMatrix, kMatrix}, 0.5f), b = filled({kMatrix, kMatrix}, 0.25f),
-               c = filled({kMatrix, kMatrix}, 0);
+  const std::int64_t n = matrix_side();
+  const Tensor a = filled({n, n}, 0.5f), b = filled({n, n}, 0.25f), c = filled({n, n}, 0);
   const double seconds = best_seconds(6, [&] {
     kernels::matmul<float>(current_stream(Device::cpu), a.view<float>(), b.transposed(0, 1).view<float>(),
                            c.view<float>());
   });
-  return 2.0 * kMatrix * kMatrix * kMatrix / seconds;
+  return 2.0 * static_cast<double>(n * n * n) / seconds;
 }
 
 double sum_of(const float* __restrict data, std::int64_t count) {

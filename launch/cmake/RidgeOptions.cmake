@@ -17,6 +17,8 @@ endif()
 add_library(ridge_warnings INTERFACE)
 target_compile_options(ridge_warnings INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Werror -Wno-unknown-warning-option -Wno-psabi>
+  # GCC 13 takes a span over shared storage for a reference into a temporary.
+  $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<VERSION_GREATER_EQUAL:$<CXX_COMPILER_VERSION>,13>>:-Wno-dangling-reference>
   $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>)  # false in std::string's operator+ at -O3: GCC bug 105651
 
 add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fno-math-errno> $<$<COMPILE_LANGUAGE:CXX>:-fno-trapping-math>
