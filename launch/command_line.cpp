@@ -37,12 +37,6 @@ const Command& Command::option(const std::string& name, std::vector<std::string>
   return *this;
 }
 
-const Command& Command::option(const std::string& name, std::vector<std::int32_t>& values,
-                               const std::string& help) const {
-  app_->add_option(name, values, help)->delimiter(',');
-  return *this;
-}
-
 const Command& Command::required(const std::string& name, std::string& value, const std::string& help) const {
   app_->add_option(name, value, help)->required();
   return *this;

@@ -27,9 +27,6 @@ class Command {
   const Command& option(const std::string& name, double& value, const std::string& help) const;
   const Command& option(const std::string& name, std::vector<std::string>& values,
                         const std::string& help) const;
-  /// Comma-separated ids.
-  const Command& option(const std::string& name, std::vector<std::int32_t>& values,
-                        const std::string& help) const;
   const Command& required(const std::string& name, std::string& value, const std::string& help) const;
   const Command& required(const std::string& name, std::vector<std::string>& values,
                           const std::string& help) const;

@@ -39,6 +39,14 @@ int report(ridge::parallel::MpiSession& mpi, const char* kind, const char* what,
   return code;
 }
 
+// CLI11 says of an unknown command only that it wants one.
+std::string complaint(const CLI::App& app, const CLI::ParseError& error) {
+  const std::vector<std::string> rest = app.remaining();
+  if (!rest.empty() && app.get_subcommands().empty())
+    return "'" + rest.front() + "' is no command; see ridge --help";
+  return std::string(error.what()) + "; see ridge --help";
+}
+
 int run(int argc, char** argv, ridge::parallel::MpiSession& mpi) {
   CLI::App app{"Ridgeline: train, fine-tune and run large language models"};
   ridge::Context context(mpi);
@@ -66,7 +74,7 @@ int run(int argc, char** argv, ridge::parallel::MpiSession& mpi) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     const bool help = e.get_exit_code() == 0;
-    if (!help) return report(mpi, "", (std::string(e.what()) + "; see ridge --help").c_str(), kUserError);
+    if (!help) return report(mpi, "", complaint(app, e).c_str(), kUserError);
     return mpi.world().rank() == 0 ? app.exit(e) : 0;
   }
   return 0;

@@ -28,6 +28,11 @@ lora::LoraConfig lora_config(const config::RunConfig& run) {
 void add_adapters(models::Llama& model, const config::RunConfig& run, Prepared& prepared) {
   const auto seed = static_cast<std::uint64_t>(run.train().seed());
   if (run.has_adapter()) {
+    if (run.has_lora()) {
+      prepared.notes.push_back(fmt::format(
+          "adapter.path {}: rank, alpha, dropout and targets are that adapter's; those of lora are not used",
+          run.adapter().path()));
+    }
     if (model.device() == Device::meta) {
       prepared.adapter = lora::read_adapter_config(run.adapter().path(), prepared.notes);
       lora::add_adapters(model.linears(), *prepared.adapter, seed, Device::meta);

@@ -28,15 +28,16 @@ void wrap(const nn::LinearSlot& slot, const LoraConfig& config, Device device) {
                                             config.scaling_of(slot.path), config.dropout, device);
 }
 
+// `source` stands in the message: whose targets they are.
 std::int64_t wrap_targets(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config,
-                          Device device) {
+                          const std::string& source, Device device) {
   std::int64_t count = 0;
   for (const nn::LinearSlot& slot : linears) {
     if (!config.targets_layer(slot.path)) continue;
     wrap(slot, config, device);
     ++count;
   }
-  require(count > 0, "the adapter's targets [{}] match none of the model's {} linear layers, such as {}",
+  require(count > 0, "{} [{}] match none of the model's {} linear layers, such as {}", source,
           target_text(config), linears.size(), linears.empty() ? "none" : linears.front().path);
   return count;
 }
@@ -67,7 +68,7 @@ bool is_adapter_parameter(std::string_view name) {
 
 std::int64_t add_adapters(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config,
                           std::uint64_t seed, Device device) {
-  const std::int64_t count = wrap_targets(linears, config, device);
+  const std::int64_t count = wrap_targets(linears, config, "the adapter's targets", device);
   std::uint64_t index = 0;
   for (const nn::LinearSlot& slot : linears) {
     if (LoraLinear* adapter = adapter_in(slot)) adapter->initialize(seed, index++);
@@ -84,7 +85,7 @@ LoraConfig load_adapter(const std::vector<nn::LinearSlot>& linears, const std::s
                         std::vector<std::string>& notes) {
   const LoraConfig config = read_adapter_config(folder, notes);
   const SafetensorsFile file = SafetensorsFile::open(folder + "/adapter_model.safetensors");
-  wrap_targets(linears, config, Device::cpu);
+  wrap_targets(linears, config, folder + "/adapter_config.json: target_modules", Device::cpu);
   std::set<std::string> seen;
   for (const nn::LinearSlot& slot : linears) {
     LoraLinear* adapter = adapter_in(slot);

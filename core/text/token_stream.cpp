@@ -104,6 +104,7 @@ std::vector<std::int32_t> encode_file(const std::string& path, const Tokenizer& 
                                       bool add_special_tokens, std::int64_t vocab_size) {
   const MappedFile file = MappedFile::open(path);
   require(!file.bytes().empty(), "{}: the file is empty: give a text", path);
+  require(!is_hdf5(file.bytes()), "{}: an HDF5 file, not a text: give the text that it was made from", path);
   const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
   std::vector<std::int32_t> ids = tokenizer.encode(text, add_special_tokens);
   const auto bad =

@@ -27,6 +27,7 @@ void run(const Options& options, Context& context) {
   const Protocol protocol = parse_protocol(options.protocol);
   require(options.max_tokens == 0 || options.max_tokens >= 2,
           "--max-tokens is {}: give at least 2, or 0 for all", options.max_tokens);
+  require(options.stride >= 0, "--stride is {}: give at least 1, or 0 for half a window", options.stride);
   const Tokenizer tokenizer = Tokenizer::load(options.model.model);
   const auto model = load(options.model, context);
   const bool special = protocol != Protocol::windows;

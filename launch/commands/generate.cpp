@@ -1,4 +1,5 @@
 #include <cstdio>
+#include <utility>
 
 #include "core/text/tokenizer.h"
 #include "inference/generate.h"
@@ -39,9 +40,10 @@ void run(Options& options, Context& context) {
     std::fwrite(text.data(), 1, text.size(), stdout);
     std::fflush(stdout);
   };
-  show(options.prompt);
-  const auto done =
-      inference::generate(*model, prompt, options.generate, [&](std::int32_t id) { show(stream.push(id)); });
+  std::string before = options.prompt;  // shown once there is something to follow it
+  const auto done = inference::generate(*model, prompt, options.generate, [&](std::int32_t id) {
+    show(std::exchange(before, {}) + stream.push(id));
+  });
   show(stream.flush() + "\n");
   const double rate = done.decoded > 0 ? static_cast<double>(done.decoded) / done.decode_seconds : 0;
   if (context.json) {

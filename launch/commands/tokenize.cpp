@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <charconv>
 
 #include "core/base/error.h"
 #include "core/io/file.h"
@@ -13,9 +15,25 @@ struct Options {
   std::string model;
   std::string text;
   std::string file;
-  std::vector<std::int32_t> decode;
+  std::string decode;
   bool has_text = false, has_decode = false, no_special = false;
 };
+
+// "1,2,3"; an empty text has no ids.
+std::vector<std::int32_t> parse_ids(std::string_view text) {
+  std::vector<std::int32_t> ids;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t comma = std::min(text.find(',', at), text.size());
+    const char* end = text.data() + comma;
+    std::int32_t id = 0;
+    const auto parsed = std::from_chars(text.data() + at, end, id);
+    require(parsed.ec == std::errc() && parsed.ptr == end && comma + 1 != text.size(),
+            "--decode: '{}' is not an id: give them as 1,2,3", text.substr(at, comma - at));
+    ids.push_back(id);
+    at = comma + 1;
+  }
+  return ids;
+}
 
 void run(const Options& options, Context& context) {
   const int given =
@@ -23,7 +41,7 @@ void run(const Options& options, Context& context) {
   require(given == 1, "tokenize: give exactly one of --text, --file and --decode");
   const Tokenizer tokenizer = Tokenizer::load(options.model);
   if (options.has_decode) {
-    const JsonObject json{{"text", tokenizer.decode_utf8(options.decode, options.no_special)}};
+    const JsonObject json{{"text", tokenizer.decode_utf8(parse_ids(options.decode), options.no_special)}};
     context.emit(json, json.dump() + "\n");
   } else {
     const std::string text = options.has_text ? options.text : read_text_file(options.file, kMaxTextBytes);
