@@ -32,7 +32,8 @@ class Memory : public ::testing::Test {
 };
 
 TEST_F(Memory, BlocksAreAlignedWritableAndCounted) {
-  for (const std::int64_t bytes : {0L, 1L, 63L, 64L, 65L, 4097L, (1L << 20) - 1, 1L << 20, (3L << 20) + 7}) {
+  for (const std::int64_t bytes :
+       {0L, 1L, 63L, 64L, 65L, 4097L, 65536L, (1L << 20) - 1, 1L << 20, (3L << 20) + 7, (17L << 20) + 1}) {
     const Storage block(Device::cpu, bytes);
     ASSERT_NE(block.data(), nullptr);
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(block.data()) % 64, 0u);
@@ -193,16 +194,31 @@ TEST_F(Memory, MetaAndCpuDecideAlike) {
   EXPECT_GT(stats.peak_reserved, stats.live);
 }
 
+// Small, middle and large blocks, given back to the system in between: nobody else has this memory.
 TEST_F(Memory, ManyThreadsTakeAndGive) {
   std::vector<std::thread> threads;
   for (unsigned seed = 0; seed < 4; ++seed) {
     threads.emplace_back([seed] {
       std::mt19937 rng(seed);
-      for (int i = 0; i < 3000; ++i) {
-        const Storage block(Device::cpu, static_cast<std::int64_t>(64 + rng() % 4096));
-        auto* bytes = static_cast<unsigned char*>(block.data());
-        std::memset(bytes, static_cast<int>(seed + 1), 64);
-        for (int j = 0; j < 64; ++j) ASSERT_EQ(bytes[j], seed + 1);  // nobody else has this block
+      std::deque<std::unique_ptr<Storage>> held;
+      const auto mark = static_cast<unsigned char>(seed + 1);
+      for (int i = 0; i < 2000; ++i) {
+        const unsigned kind = rng() % 16;
+        const std::int64_t size = kind == 0  ? (17 << 20)
+                                  : kind < 6 ? (1 << 16) << rng() % 4
+                                             : 64 + rng() % 4096;
+        held.push_back(std::make_unique<Storage>(Device::cpu, size));
+        auto* bytes = static_cast<unsigned char*>(held.back()->data());
+        std::memset(bytes, mark, 64);
+        std::memset(bytes + held.back()->bytes() - 64, mark, 64);
+        if (held.size() < 8) continue;
+        const auto* oldest = static_cast<const unsigned char*>(held.front()->data());
+        for (int j = 0; j < 64; ++j) {
+          ASSERT_EQ(oldest[j], mark);
+          ASSERT_EQ(oldest[held.front()->bytes() - 64 + j], mark);
+        }
+        held.pop_front();
+        if (i % 50 == 0) reset_memory_peaks(Device::cpu);
       }
     });
   }
