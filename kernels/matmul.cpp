@@ -14,7 +14,6 @@
 namespace ridge::kernels {
 namespace {
 
-constexpr std::int64_t kTile = 1536;      // rows or columns of c that one BLAS call takes at the most
 constexpr double kSerialFlops = 1 << 20;  // below this one thread is faster
 
 template <class T>
@@ -60,33 +59,47 @@ void blas(Extent e, double alpha, Operand<const double> a, Operand<const double>
               static_cast<blasint>(b.ld), beta, c, static_cast<blasint>(ldc));
 }
 
-// Equal pieces, a multiple of the threads, each at most kTile and a multiple of 16 where it can be.
-std::int64_t piece(std::int64_t extent) {
+// How c is cut among threads. Each piece packs its rows of a and its columns of b anew, so pieces are near
+// square.
+struct Grid {
+  std::int64_t rows, cols;
+};
+
+Grid choose_grid(Extent e) {
   const std::int64_t threads = thread_count();
-  const std::int64_t rounds = (extent + threads * kTile - 1) / (threads * kTile);
-  const std::int64_t size = (extent + threads * rounds - 1) / (threads * rounds);
-  return (size + 15) / 16 * 16;
+  Grid best{threads, 1};
+  double least = 1e300;
+  for (std::int64_t rows = 1; rows <= threads; ++rows) {
+    if (threads % rows != 0) continue;
+    const std::int64_t cols = threads / rows;
+    const double packed = static_cast<double>(cols * e.m) + static_cast<double>(rows * e.n);
+    if (packed < least) best = {rows, cols};
+    least = std::min(least, packed);
+  }
+  return best;
+}
+
+// The p-th of `pieces` parts of an extent; borders are multiples of 16.
+std::pair<std::int64_t, std::int64_t> part_of(std::int64_t extent, std::int64_t pieces, std::int64_t p) {
+  const std::int64_t size = ((extent + pieces - 1) / pieces + 15) / 16 * 16;
+  return {std::min(extent, p * size), std::min(extent, (p + 1) * size)};
 }
 
 template <class T>
 void gemm(Extent e, T alpha, Operand<const T> a, Operand<const T> b, T beta, T* c, std::int64_t ldc) {
-  if (2.0 * static_cast<double>(e.m) * static_cast<double>(e.n) * static_cast<double>(e.k) < kSerialFlops) {
-    blas(e, alpha, a, b, beta, c, ldc);
-    return;
-  }
-  const bool by_rows = e.m >= e.n;
-  const std::int64_t extent = by_rows ? e.m : e.n;
-  parallel_for(extent, piece(extent), [&](std::int64_t begin, std::int64_t end) {
-    Operand<const T> pa = a, pb = b;
-    Extent part = e;
-    if (by_rows) {
-      pa.data = a.row(begin);
-      part.m = end - begin;
-    } else {
-      pb.data = b.col(begin);
-      part.n = end - begin;
+  const double flops = 2.0 * static_cast<double>(e.m) * static_cast<double>(e.n) * static_cast<double>(e.k);
+  if (flops < kSerialFlops) return blas(e, alpha, a, b, beta, c, ldc);
+  const Grid grid = choose_grid(e);
+  parallel_for(grid.rows * grid.cols, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t piece = begin; piece < end; ++piece) {
+      const auto [m0, m1] = part_of(e.m, grid.rows, piece / grid.cols);
+      const auto [n0, n1] = part_of(e.n, grid.cols, piece % grid.cols);
+      if (m0 == m1 || n0 == n1) continue;
+      Operand<const T> pa = a, pb = b;
+      pa.data = a.row(m0);
+      pb.data = b.col(n0);
+      blas({m1 - m0, n1 - n0, e.k}, alpha, pa, pb, beta, c + m0 * ldc + n0, ldc);
     }
-    blas(part, alpha, pa, pb, beta, c + begin * (by_rows ? ldc : 1), ldc);
   });
 }
 

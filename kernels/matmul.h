@@ -17,8 +17,8 @@ Work matmul_work(const View<const T>& a_MK, const View<const T>& b_KN, bool adds
 
 /// a [M, K], b [K, N], c [M, N]; each with stride 1 in one of its dimensions, so a transpose is a view.
 /// Sums are kept in f32 (f64 for double); C is T, or float for bf16 inputs. beta = 0 does not read c.
-/// Cut among threads by rows or columns: the bits may depend on the number of threads, never on their timing.
-/// Instantiated for <float>, <double>, <bf16>, <bf16, float>.
+/// Cut among threads by rows and columns: the bits may depend on the number of threads, never on their
+/// timing. Instantiated for <float>, <double>, <bf16>, <bf16, float>.
 template <class T, class C = T>
 void matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C> c_MN, double alpha = 1,
             double beta = 0);
