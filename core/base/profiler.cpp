@@ -75,9 +75,12 @@ std::string roofline_table(const std::vector<OpSummary>& ops, const Ceilings& ro
     total.bytes += op.bytes;
     attainable += attainable_seconds(roof, op.flops, op.bytes);
   }
+  if (ops.empty()) return table + "no ops were launched\n";
   table += table_row(total, roof, wall_seconds);
-  table += fmt::format("wall {:.2f} ms; ops at their limits {:.2f} ms; outside ops {:.2f} ms\n",
-                       wall_seconds * 1e3, attainable * 1e3, (wall_seconds - total.seconds) * 1e3);
+  table += fmt::format(
+      "wall {:.2f} ms; ops at their limits {:.2f} ms; outside ops {:.2f} ms\n"
+      "(above 100 % of the memory limit: the data were in a cache)\n",
+      wall_seconds * 1e3, attainable * 1e3, (wall_seconds - total.seconds) * 1e3);
   return table;
 }
 
