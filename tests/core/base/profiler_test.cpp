@@ -65,7 +65,7 @@ TEST(Roofline, TheTableSaysHowFarEachOpIsFromTheRoof) {
 }
 
 TEST(Roofline, ATableOfNothingIsATable) {
-  EXPECT_NE(roofline_table({}, Ceilings{1, 1, 1}, 1).find("all ops"), std::string::npos);
+  EXPECT_NE(roofline_table({}, Ceilings{1, 1, 1}, 1).find("no ops were launched"), std::string::npos);
 }
 
 }  // namespace
