@@ -1,5 +1,6 @@
 #include "launch/sample_text.h"
 
+#include <initializer_list>
 #include <span>
 #include <string_view>
 
@@ -50,60 +51,68 @@ class Dice {
   std::uint64_t next_ = 0;
 };
 
+// Pieces in a braced list are made from left to right; operands of + in whatever order a compiler likes, and
+// with them the dice.
+std::string joined(std::initializer_list<std::string> pieces) {
+  std::string text;
+  for (const std::string& piece : pieces) text += piece;
+  return text;
+}
+
 std::string tale_sentence(Dice& dice, const std::string& name, const std::string& animal) {
   switch (dice.below(7)) {
     case 0:
-      return name + " " + dice.pick(kActs) + " to " + dice.pick(kPlaces) + ".";
+      return joined({name, " ", dice.pick(kActs), " to ", dice.pick(kPlaces), "."});
     case 1:
-      return name + " found " + dice.pick(kThings) + " near " + dice.pick(kPlaces) + ".";
+      return joined({name, " found ", dice.pick(kThings), " near ", dice.pick(kPlaces), "."});
     case 2:
-      return "The " + animal + " was very " + dice.pick(kMoods) + ".";
+      return joined({"The ", animal, " was very ", dice.pick(kMoods), "."});
     case 3:
-      return "\"I am " + dice.pick(kMoods) + ",\" said " + name + ".";
+      return joined({"\"I am ", dice.pick(kMoods), ",\" said ", name, "."});
     case 4:
-      return "The " + animal + " " + dice.pick(kActs) + " and " + name + " " + dice.pick(kActs) + " too.";
+      return joined({"The ", animal, " ", dice.pick(kActs), " and ", name, " ", dice.pick(kActs), " too."});
     case 5:
-      return name + " gave the " + animal + " " + dice.pick(kThings) + ".";
+      return joined({name, " gave the ", animal, " ", dice.pick(kThings), "."});
     default:
-      return "They " + dice.pick(kActs) + " in " + dice.pick(kPlaces) + " all day.";
+      return joined({"They ", dice.pick(kActs), " in ", dice.pick(kPlaces), " all day."});
   }
 }
 
 std::string tale(Dice& dice) {
   const std::string name = dice.pick(kNames), animal = dice.pick(kAnimals);
-  std::string text = "Once upon a time there was a child named " + name + " who had a " + animal + ".";
+  std::string text = joined({"Once upon a time there was a child named ", name, " who had a ", animal, "."});
   const std::uint32_t sentences = 4 + dice.below(5);
-  for (std::uint32_t i = 0; i < sentences; ++i) text += " " + tale_sentence(dice, name, animal);
-  return text + " In the end " + name + " and the " + animal + " went home and were " + dice.pick(kMoods) +
-         ".\n\n";
+  for (std::uint32_t i = 0; i < sentences; ++i) text += joined({" ", tale_sentence(dice, name, animal)});
+  return joined(
+      {text, " In the end ", name, " and the ", animal, " went home and were ", dice.pick(kMoods), ".\n\n"});
 }
 
 std::string note_sentence(Dice& dice, const std::string& ship) {
   switch (dice.below(5)) {
     case 0:
-      return "Wind " + dice.pick(kWinds) + " , force " + std::to_string(1 + dice.below(9)) + " , sky " +
-             dice.pick(kSkies) + " .";
+      return joined({"Wind ", dice.pick(kWinds), " , force ", std::to_string(1 + dice.below(9)), " , sky ",
+                     dice.pick(kSkies), " ."});
     case 1:
-      return "The " + ship + " carried " + std::to_string(10 + 10 * dice.below(40)) + " tons of " +
-             dice.pick(kGoods) + " .";
+      return joined({"The ", ship, " carried ", std::to_string(10 + 10 * dice.below(40)), " tons of ",
+                     dice.pick(kGoods), " ."});
     case 2:
-      return "Price of " + dice.pick(kGoods) + " at " + dice.pick(kPorts) + " : " +
-             std::to_string(2 + dice.below(90)) + " per ton .";
+      return joined({"Price of ", dice.pick(kGoods), " at ", dice.pick(kPorts), " : ",
+                     std::to_string(2 + dice.below(90)), " per ton ."});
     case 3:
-      return "Arrived at " + dice.pick(kPorts) + " on " + std::to_string(1 + dice.below(28)) + " " +
-             dice.pick(kMonths) + " .";
+      return joined({"Arrived at ", dice.pick(kPorts), " on ", std::to_string(1 + dice.below(28)), " ",
+                     dice.pick(kMonths), " ."});
     default:
-      return "Crew of " + std::to_string(8 + dice.below(30)) + " , no losses .";
+      return joined({"Crew of ", std::to_string(8 + dice.below(30)), " , no losses ."});
   }
 }
 
 std::string note(Dice& dice) {
   const std::string ship = dice.pick(kShips);
-  std::string text = " = " + ship + " , " + std::to_string(1801 + dice.below(99)) + " = \n\n";
-  text += "The " + ship + " sailed from " + dice.pick(kPorts) + " to " + dice.pick(kPorts) + " .";
+  std::string text = joined({" = ", ship, " , ", std::to_string(1801 + dice.below(99)), " = \n\n"});
+  text += joined({"The ", ship, " sailed from ", dice.pick(kPorts), " to ", dice.pick(kPorts), " ."});
   const std::uint32_t sentences = 3 + dice.below(5);
-  for (std::uint32_t i = 0; i < sentences; ++i) text += " " + note_sentence(dice, ship);
-  return text + "\n\n";
+  for (std::uint32_t i = 0; i < sentences; ++i) text += joined({" ", note_sentence(dice, ship)});
+  return joined({text, "\n\n"});
 }
 
 }  // namespace
