@@ -35,7 +35,7 @@ int report(ridge::parallel::MpiSession& mpi, const char* kind, const char* what,
   if (ranks.rank() != 0) std::this_thread::sleep_for(std::chrono::seconds(1));
   std::fprintf(stderr, "ridge: [rank %d of %d] %s%s\n", ranks.rank(), ranks.size(), kind, what);
   std::fflush(stderr);
-  ranks.abort(what);
+  ranks.abort(what, code);
   return code;
 }
 

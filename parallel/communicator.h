@@ -31,7 +31,7 @@ class Communicator {
   virtual int size() const = 0;
   virtual void barrier() = 0;
   /// Ends all ranks of the group as soon as can be: called while an error unwinds.
-  virtual void abort(const std::string& reason) noexcept = 0;
+  virtual void abort(const std::string& reason, int exit_code) noexcept = 0;
 
   /// In place. T: float, double, int64.
   template <class T>

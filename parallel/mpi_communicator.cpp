@@ -164,8 +164,8 @@ class MpiCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   void barrier() override { check_mpi(MPI_Barrier(comm_), "MPI_Barrier"); }
-  void abort(const std::string&) noexcept override {
-    if (size_ > 1) MPI_Abort(MPI_COMM_WORLD, 1);
+  void abort(const std::string&, int exit_code) noexcept override {
+    if (size_ > 1) MPI_Abort(MPI_COMM_WORLD, exit_code);
   }
 
  protected:

@@ -17,7 +17,7 @@ class SelfCommunicator final : public Communicator {
   int rank() const override { return 0; }
   int size() const override { return 1; }
   void barrier() override {}
-  void abort(const std::string&) noexcept override {}
+  void abort(const std::string&, int) noexcept override {}
 
  protected:
   void do_all_reduce(Span, Reduce) override {}

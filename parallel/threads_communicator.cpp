@@ -68,7 +68,7 @@ class ThreadsCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return group_->size(); }
   void barrier() override { group_->arrive(); }
-  void abort(const std::string& reason) noexcept override { group_->abort(reason); }
+  void abort(const std::string& reason, int) noexcept override { group_->abort(reason); }
 
  protected:
   void do_all_reduce(Span values, Reduce op) override {

@@ -169,7 +169,7 @@ TEST_P(Threads, AnErrorOfAnyKindComesBack) {
 TEST(Threads, AbortEndsThoseWhoWait) {
   const auto body = [](Communicator& ranks) {
     if (ranks.rank() == 0) {
-      ranks.abort("out of paper");
+      ranks.abort("out of paper", 1);
       return;
     }
     ranks.barrier();

@@ -109,7 +109,7 @@ class Watched final : public Communicator {
   int rank() const override { return inner_.rank(); }
   int size() const override { return inner_.size(); }
   void barrier() override { inner_.barrier(); }
-  void abort(const std::string& reason) noexcept override { inner_.abort(reason); }
+  void abort(const std::string& reason, int code) noexcept override { inner_.abort(reason, code); }
   std::vector<std::size_t> sent;  // elements, in order
 
  protected:
