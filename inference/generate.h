@@ -12,9 +12,9 @@ namespace ridge::inference {
 
 struct GenerateOptions {
   std::int64_t max_new_tokens = 128;
-  SamplingOptions sampling;
-  std::vector<std::int64_t> stop_ids;  // generation ends after one of these; empty: never
-  std::int64_t vocabulary = 0;         // ids from here on have no token and are never chosen; 0: all have
+  SamplingOptions sampling = {};
+  std::vector<std::int64_t> stop_ids = {};  // generation ends after one of these; empty: never
+  std::int64_t vocabulary = 0;  // ids from here on have no token and are never chosen; 0: all have
 };
 
 struct Generation {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -27,10 +28,21 @@ std::vector<std::int32_t> most_likely(std::span<const float> logits, std::int64_
   return ids;
 }
 
+// -inf stands for a token that is ruled out; NaN has no order, and no share is left beside +inf.
+void check_finite(std::span<const float> logits, std::uint64_t step) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const auto bad = std::find_if(logits.begin(), logits.end(), [](float x) { return !(x < kInfinity); });
+  require(
+      bad == logits.end(),
+      "new token {}: the model gives id {} the logit {}: its weights are damaged or do not fit this dtype",
+      step, bad - logits.begin(), bad == logits.end() ? 0.0f : *bad);
+}
+
 }  // namespace
 
 std::int32_t sample(std::span<const float> logits, const SamplingOptions& options, std::uint64_t step) {
   check(!logits.empty(), "logits of at least one token");
+  check_finite(logits, step);
   if (options.temperature <= 0) {
     return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   }

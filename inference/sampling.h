@@ -15,7 +15,8 @@ struct SamplingOptions {
   std::uint64_t seed = 0;
 };
 
-/// One id. `step` numbers the draws of a sequence: the same seed and step give the same id.
+/// One id. `step` numbers the draws of a sequence: the same seed and step give the same id. A UserError for a
+/// logit that is NaN or +inf.
 std::int32_t sample(std::span<const float> logits_V, const SamplingOptions& options, std::uint64_t step);
 
 }  // namespace ridge::inference
