@@ -10,6 +10,7 @@
 #include <set>
 
 #include "core/base/error.h"
+#include "core/io/json_depth.h"
 
 namespace ridge::lora {
 namespace {
@@ -241,6 +242,7 @@ double LoraConfig::scaling_of(const std::string& path) const {
 
 LoraConfig LoraConfig::parse(std::string_view text, const std::string& source,
                              std::vector<std::string>& notes) {
+  check_json_depth(text, source);
   const Json json = Json::parse(text.begin(), text.end(), nullptr, false);
   require(!json.is_discarded() && json.is_object(), "{}: not a JSON object", source);
   check_supported(json, source, notes);

@@ -28,7 +28,8 @@ namespace detail {
 [[noreturn]] void throw_check(const char* what, std::source_location where);
 }  // namespace detail
 
-/// Throws a UserError with a formatted message.
+/// Throws a UserError with a formatted message: control characters as \xNN, the middle of a very long one
+/// left out.
 template <class... Args>
 [[noreturn]] void fail_user(fmt::format_string<Args...> format, Args&&... args) {
   detail::throw_user_error(fmt::vformat(format, fmt::make_format_args(args...)));

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/io/file.h"
+#include "core/io/json_depth.h"
 
 namespace ridge::models {
 namespace {
@@ -227,6 +228,7 @@ void check_products(const ModelConfig& c, const std::string& source) {
 }
 
 Json parse_object(std::string_view text, const std::string& source) {
+  check_json_depth(text, source);
   Json json = Json::parse(text.begin(), text.end(), nullptr, false);
   require(!json.is_discarded(), "{}: not valid JSON", source);
   require(json.is_object(), "{}: not a JSON object", source);

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/base/error.h"
+#include "core/io/json_depth.h"
 
 namespace ridge {
 
@@ -100,6 +101,7 @@ const json& JsonNode::as_array() const {
 }
 
 json parse_json(std::string_view text, std::string_view source) {
+  check_json_depth(text, source);
   try {
     return json::parse(text.begin(), text.end());
   } catch (const json::parse_error& error) {

@@ -2,6 +2,7 @@
 
 #include "core/autograd.h"
 #include "core/io/file.h"
+#include "core/io/json_depth.h"
 #include "core/io/safetensors.h"
 #include "launch/context.h"
 #include "launch/model_options.h"
@@ -20,6 +21,7 @@ struct Options {
 // [[...], ...], all rows of one length.
 std::vector<std::vector<std::int32_t>> read_ids(const std::string& path) {
   const std::string text = read_text_file(path, kMaxIdsBytes);
+  check_json_depth(text, path);
   const auto json = nlohmann::json::parse(text, nullptr, false);
   require(json.is_array() && !json.empty(), "{}: not a JSON list of lists of ids", path);
   std::vector<std::vector<std::int32_t>> rows;
