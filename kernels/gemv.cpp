@@ -1,5 +1,6 @@
 #include "kernels/gemv.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/base/threads.h"
@@ -7,7 +8,7 @@
 namespace ridge::kernels {
 namespace {
 
-constexpr std::int64_t kChunkWeights = 1 << 16;  // weights of one thread's turn
+constexpr std::int64_t kChunksPerThread = 4;
 constexpr std::int64_t kLanes = 16;
 constexpr std::int64_t kBlock = 2 * kLanes;  // weights of one step: 64 bytes of bf16
 
@@ -106,7 +107,9 @@ template <class T>
 void gemv_rows(const float* x_MK, std::int64_t m, std::int64_t k, const T* w_NK, std::int64_t w_stride,
                std::int64_t n, float* y_MN, std::int64_t y_stride, float* scratch_MK) {
   const float* x = arrange(x_MK, m, k, w_NK, scratch_MK);
-  const std::int64_t rows = kChunkWeights / (k > 0 ? k : 1) / 8 * 8 + 8;
+  // Rows are independent, so the cut changes no bits: few long streams, as many for each thread.
+  const std::int64_t chunks = kChunksPerThread * thread_count();
+  const std::int64_t rows = std::max<std::int64_t>(8, (n + chunks - 1) / chunks);
   parallel_for(n, rows, [&](std::int64_t begin, std::int64_t end) {
     const T* w = w_NK + begin * w_stride;
     float* y = y_MN + begin;
