@@ -339,6 +339,37 @@ TEST_F(BadInput, Ids) {
       {"no/folder", "No such file"});
 }
 
+// A value that a parser's library would walk by recursion, level by level, until the stack is gone.
+TEST_F(BadInput, JsonThatNestsWithoutEnd) {
+  const std::string deep = std::string(1 << 20, '[') + std::string(1 << 20, ']');
+  const std::string model = copy_of("llama3"), adapter = copy_of("adapters/plain");
+  for (const std::string& file : {model + "/config.json", model + "/generation_config.json",
+                                  model + "/tokenizer.json", adapter + "/adapter_config.json"}) {
+    const std::string whole = read_text(file);
+    write_text(file, "{\"hidden_size\": " + deep + "}");
+    const Outcome outcome = file.ends_with("tokenizer.json")
+                                ? run_ridge({"tokenize", "--model", model, "--text", "a"})
+                                : logits(model, {"--adapter", adapter});
+    expect_refused(outcome, {file, "nests deeper than 100"});
+    fs::remove(file);
+    if (!whole.empty()) write_text(file, whole);
+  }
+  write_text(folder_ / "deep.json", deep);
+  expect_refused(run_ridge({"logits", "--model", model, "--ids", folder_ / "deep.json", "--out", out_}),
+                 {"deep.json", "nests deeper"});
+}
+
+// Whatever a file holds, the message stays one line of a bounded length.
+TEST_F(BadInput, ValuesThatWouldSpoilTheMessage) {
+  const std::string model = copy_of("llama3");
+  edit_json(model + "/config.json", {{"architectures", nullptr}, {"model_type", "two\nlines\x1b[2J"}});
+  expect_refused(logits(model), {"model_type two\\x0alines\\x1b[2J"});
+  edit_json(model + "/config.json", {{"model_type", std::string(1 << 20, 'x')}});
+  const Outcome outcome = logits(model);
+  expect_refused(outcome, {"model_type xxx", "left out", "use llama, qwen2 or mistral"});
+  EXPECT_LT(outcome.err.size(), 4000u);
+}
+
 TEST_F(BadInput, CommandLines) {
   const std::string model = data_file("models/llama3");
   const struct {
