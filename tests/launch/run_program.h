@@ -26,6 +26,8 @@ using Arguments = std::vector<std::string>;
 /// Sanitizers slow programs down and keep freed memory: times and sizes mean nothing under them.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr bool kSanitized = true;
+#elif defined(__has_feature)
+constexpr bool kSanitized = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
 #else
 constexpr bool kSanitized = false;
 #endif
