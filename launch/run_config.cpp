@@ -92,22 +92,32 @@ std::string nearest_multiples(std::int64_t batch, std::int64_t unit) {
   return below > 0 ? fmt::format("{} or {}", below, below + unit) : fmt::format("{}", below + unit);
 }
 
-void resolve_batch(RunConfig& c) {
+std::int64_t largest_divisor(std::int64_t value, std::int64_t at_most) {
+  std::int64_t best = 1;
+  for (std::int64_t d = 1; d * d <= value; ++d) {
+    if (value % d != 0) continue;
+    if (d <= at_most) best = std::max(best, d);
+    if (value / d <= at_most) best = std::max(best, value / d);
+  }
+  return best;
+}
+
+void resolve_batch(RunConfig& c, std::vector<std::string>& notes) {
   auto& t = *c.mutable_train();
   const std::int64_t ranks = data_parallel_degree(c);
   const std::int64_t batch = t.global_batch();
   require(batch % ranks == 0,
           "train.global_batch {} is not divisible by {} data-parallel ranks; nearest that work: {}", batch,
           ranks, nearest_multiples(batch, ranks));
-  if (!t.has_micro_batch()) t.set_micro_batch(batch / ranks);
-  const std::int64_t micro = t.micro_batch();
-  // Both are at most 1e9 (run_config.proto), ranks divide the batch: the product fits.
-  const std::int64_t unit = ranks * micro;
-  require(
-      batch % unit == 0,
-      "train.global_batch {} is not divisible by {} data-parallel ranks x train.micro_batch {} = {}; nearest "
-      "global_batch that works: {}",
-      batch, ranks, micro, unit, nearest_multiples(batch, unit));
+  const std::int64_t share = batch / ranks;
+  if (!t.has_micro_batch()) t.set_micro_batch(share);
+  const std::int64_t micro = largest_divisor(share, t.micro_batch());
+  if (micro != t.micro_batch()) {
+    notes.push_back(
+        fmt::format("train.micro_batch {}: a rank has {} samples a step, so it takes {} at a time",
+                    t.micro_batch(), share, micro));
+    t.set_micro_batch(micro);
+  }
   std::int64_t tokens = 0;
   require(
       !__builtin_mul_overflow(batch, c.data().sequence_length(), &tokens) &&
@@ -174,7 +184,7 @@ std::vector<std::string> resolve(RunConfig& c, std::int64_t world_size) {
   resolve_files(c);
   resolve_lora(c);
   resolve_parallel(c, world_size, notes);
-  resolve_batch(c);
+  resolve_batch(c, notes);
   resolve_optim(c);
   return notes;
 }

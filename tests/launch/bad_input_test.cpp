@@ -536,7 +536,7 @@ TEST_F(BadText, RunConfigs) {
       {"train.steps=four", {"train.steps", "four"}},
       {"train.steps=-1", {"train.steps", "-1"}},
       {"train.global_batch=0", {"train.global_batch", "0"}},
-      {"train.micro_batch=3", {"train.global_batch 4", "train.micro_batch 3"}},
+      {"train.micro_batch=0", {"train.micro_batch", "0"}},
       {"train.precision=f16", {"train.precision", "f16"}},
       {"optim.lr=-1", {"optim.lr", "-1"}},
       {"optim.name=lion", {"optim.name", "lion", "adamw"}},

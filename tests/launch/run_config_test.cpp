@@ -321,13 +321,25 @@ TEST(RunConfig, ResolveNamesImpossibleLayouts) {
 TEST(RunConfig, ResolveNamesBatchesThatDoNotDivide) {
   EXPECT_EQ(resolve_error({"train.global_batch=5"}, 2),
             "train.global_batch 5 is not divisible by 2 data-parallel ranks; nearest that work: 4 or 6");
-  EXPECT_EQ(
-      resolve_error({"train.global_batch=10", "train.micro_batch=4"}, 2),
-      "train.global_batch 10 is not divisible by 2 data-parallel ranks x train.micro_batch 4 = 8; nearest "
-      "global_batch that works: 8 or 16");
   EXPECT_NE(resolve_error({"train.global_batch=1"}, 2).find("nearest that work: 2"), std::string::npos);
   EXPECT_NE(resolve_error({"train.steps=9223372036854775807"}).find("more than can be counted"),
             std::string::npos);
+}
+
+TEST(RunConfig, MicroBatchesAreTheLargestThatDivideARanksShare) {
+  const struct {
+    std::int64_t batch, micro, ranks, taken;
+  } cases[] = {{4, 4, 2, 2},  {12, 4, 4, 3}, {12, 2, 4, 1}, {30, 4, 2, 3},
+               {14, 6, 2, 1}, {8, 4, 2, 4},  {8, 1, 1, 1}};
+  for (const auto& want : cases) {
+    RunConfig c = parse(kExample, {"train.global_batch=" + std::to_string(want.batch),
+                                   "train.micro_batch=" + std::to_string(want.micro), "parallel.replicate=-1",
+                                   "parallel.shard=1"});
+    const auto notes = resolve(c, want.ranks);
+    EXPECT_EQ(c.train().micro_batch(), want.taken) << want.batch;
+    EXPECT_EQ(notes.size(), want.taken == want.micro ? 0u : 1u) << want.batch;
+    EXPECT_TRUE(resolve(c, want.ranks).empty()) << want.batch;
+  }
 }
 
 TEST(RunConfig, ResolveNamesWhatIsMissing) {
