@@ -56,10 +56,10 @@ void mix_values(const T* const* value, std::int64_t head_dim, const acc_t<T>* __
     V part[kCount];
     for (int i = 0; i < kCount; ++i) part[i] = load_vector(value[i] + d);
     for (int r = 0; r < kRows; ++r) {
-      V& to = *reinterpret_cast<V*>(out + r * width + d);
-      V sum = to;
+      A* to = out + r * width + d;
+      V sum = detail::load_any<V>(to);
       for (int i = 0; i < kCount; ++i) sum += weight[r][i] * part[i];
-      to = sum;
+      detail::store_any(to, sum);
     }
   }
   for (int r = 0; r < kRows; ++r) {

@@ -115,7 +115,7 @@ struct TileKernel {
         peak[v] = score > peak[v] ? score : peak[v];
       }
     }
-    for (int v = 0; v < kVectors; ++v) at(base, v) = peak[v];
+    for (int v = 0; v < kVectors; ++v) put(base, v, peak[v]);
     bool moved = false;
 #pragma omp simd reduction(|| : moved)
     for (std::int64_t r = 0; r < kVectors * kTileLanes<A>; ++r) {
@@ -135,21 +135,21 @@ struct TileKernel {
     for (std::int64_t j = 0; j < n; ++j) {
       for (int v = 0; v < kVectors; ++v) total[v] += at(scores + j * kWidth, v);
     }
-    for (int v = 0; v < kVectors; ++v) at(sum, v) = total[v];
+    for (int v = 0; v < kVectors; ++v) put(sum, v, total[v]);
   }
 
   template <int kVectors>
   void rescale(A* out, A* sum, const A* keep) const {
     V factor[kVectors];
     for (int v = 0; v < kVectors; ++v) factor[v] = at(keep, v);
-    for (int v = 0; v < kVectors; ++v) at(sum, v) *= factor[v];
+    for (int v = 0; v < kVectors; ++v) put(sum, v, at(sum, v) * factor[v]);
     for (std::int64_t d = 0; d < memory.width; ++d) {
-      for (int v = 0; v < kVectors; ++v) at(out + d * kWidth, v) *= factor[v];
+      for (int v = 0; v < kVectors; ++v) put(out + d * kWidth, v, at(out + d * kWidth, v) * factor[v]);
     }
   }
 
-  static V& at(A* x, int v) { return *reinterpret_cast<V*>(x + v * kTileLanes<A>); }
-  static const V& at(const A* x, int v) { return *reinterpret_cast<const V*>(x + v * kTileLanes<A>); }
+  static void put(A* x, int v, const V& value) { detail::store_any(x + v * kTileLanes<A>, value); }
+  static V at(const A* x, int v) { return detail::load_any<V>(x + v * kTileLanes<A>); }
 
   void step_any(const Panel<A>& panel, std::int64_t p, std::int64_t tile, std::int64_t from,
                 std::int64_t to) const {

@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -30,12 +31,25 @@ inline constexpr std::int64_t kPanel = 3 * kTileLanes<A>;
 
 template <class A>
 struct VectorOf {
-  typedef A type __attribute__((vector_size(kVectorBytes), aligned(alignof(A)), may_alias));
+  typedef A type __attribute__((vector_size(kVectorBytes)));
 };
 
 namespace detail {
 
-typedef std::uint16_t Halfwords __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+typedef std::uint16_t Halfwords __attribute__((vector_size(kVectorBytes / 2)));
+
+// A vector from memory of any alignment; one move.
+template <class V>
+inline V load_any(const void* from) {
+  V value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <class V>
+inline void store_any(void* to, const V& value) {
+  std::memcpy(to, &value, sizeof value);
+}
 
 // Each 16-bit lane below it a zero: bf16 becomes f32 in one shuffle.
 template <int... I>
@@ -57,10 +71,10 @@ inline auto add_halves(V x, std::integer_sequence<int, I...>) {
 template <class T>
 inline typename VectorOf<acc_t<T>>::type load_vector(const T* from) {
   if constexpr (std::is_same_v<T, bf16>) {
-    return detail::widen(*reinterpret_cast<const detail::Halfwords*>(from),
+    return detail::widen(detail::load_any<detail::Halfwords>(from),
                          std::make_integer_sequence<int, kVectorBytes / 2>());
   } else {
-    return *reinterpret_cast<const typename VectorOf<T>::type*>(from);
+    return detail::load_any<typename VectorOf<T>::type>(from);
   }
 }
 
@@ -118,7 +132,7 @@ inline void register_tile(std::int64_t k, const A* a, std::int64_t a_stride, con
   for (std::int64_t kk = 0; kk < k; ++kk) {
     V row[kVectors];
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) row[v] = *reinterpret_cast<const V*>(b + kk * b_stride + v * kWidth);
+    for (int v = 0; v < kVectors; ++v) row[v] = detail::load_any<V>(b + kk * b_stride + v * kWidth);
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; ++r) {
       const A scalar = a[r * row_step + kk * k_step];
@@ -130,8 +144,8 @@ inline void register_tile(std::int64_t k, const A* a, std::int64_t a_stride, con
   for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
-      V& target = *reinterpret_cast<V*>(c + r * c_stride + v * kWidth);
-      target = add ? target + sums[r][v] : sums[r][v];
+      A* target = c + r * c_stride + v * kWidth;
+      detail::store_any(target, add ? detail::load_any<V>(target) + sums[r][v] : sums[r][v]);
     }
   }
 }
@@ -183,7 +197,7 @@ inline void turn(const A* from, std::int64_t rows, std::int64_t columns, A* to) 
   for (std::int64_t r = 0; r < rows; r += kCount) {
     for (std::int64_t c = 0; c < columns; c += kCount) {
       V x[kCount], y[kCount];
-      for (int i = 0; i < kCount; ++i) x[i] = *reinterpret_cast<const V*>(from + (r + i) * columns + c);
+      for (int i = 0; i < kCount; ++i) x[i] = detail::load_any<V>(from + (r + i) * columns + c);
 #pragma GCC unroll 4
       for (int round = 1; round < kCount; round *= 2) {  // each interleaving moves one bit of the row number
         for (int i = 0; i < kCount / 2; ++i) {
@@ -192,7 +206,7 @@ inline void turn(const A* from, std::int64_t rows, std::int64_t columns, A* to) 
         }
         for (int i = 0; i < kCount; ++i) x[i] = y[i];
       }
-      for (int i = 0; i < kCount; ++i) *reinterpret_cast<V*>(to + (c + i) * rows + r) = x[i];
+      for (int i = 0; i < kCount; ++i) detail::store_any(to + (c + i) * rows + r, x[i]);
     }
   }
 }
