@@ -23,6 +23,9 @@ T from_double(double x) {
   if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, f16>) {
     return T(static_cast<float>(x));
   } else {
+    if constexpr (std::is_integral_v<T>) {  // the largest int64 is no double: the cast would leave the range
+      if (x >= static_cast<double>(std::numeric_limits<T>::max())) return std::numeric_limits<T>::max();
+    }
     return static_cast<T>(x);
   }
 }
