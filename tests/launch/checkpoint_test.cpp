@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/io/checksum.h"
@@ -180,8 +181,10 @@ TEST_F(CheckpointTest, NoChangedByteGoesUnseen) {
   const auto wanted = bytes_of(tensors_);
   for (const char* name : {"index.h5", "manifest.txt", "rank-00000.h5"}) {
     const std::string whole = read_text(file(name));
+    // About 100 places of each file where every access is checked, else every third byte.
+    const std::size_t stride = kSanitized ? std::max<std::size_t>(3, whole.size() / 100) : 3;
     int refused = 0;
-    for (std::size_t at = 0; at < whole.size(); at += kSanitized ? 97 : 3) {
+    for (std::size_t at = 0; at < whole.size(); at += stride) {
       std::string damaged = whole;
       damaged[at] = static_cast<char>(damaged[at] ^ (1 << (at % 8)));
       write_text(file(name), damaged);
