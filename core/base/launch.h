@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/base/cuda.h"
 #include "core/base/error.h"
 #include "core/base/profiler.h"
 #include "core/base/stream.h"
@@ -16,20 +17,36 @@ struct Work {
   double bytes = 0;  // bytes that must move to and from memory
 };
 
-/// Runs `fn` on `stream` as `op`. On meta it skips `fn` and advances the virtual clock instead.
-template <class F>
-void launch(Stream& stream, const char* op, Work work, F&& fn) {
+/// Whether this build has CUDA code: bodies for a GPU are compiled in only then.
+inline constexpr bool kBuiltWithCuda = RIDGE_BUILT_WITH_CUDA != 0;
+
+namespace detail {
+[[noreturn]] void throw_no_cuda(const char* op);
+}
+
+/// Runs an op's body on `stream`: `on_cpu()` here, or `on_cuda()`, which queues it on the GPU. On meta it
+/// skips both and advances the virtual clock.
+template <class Cpu, class Cuda>
+void launch(Stream& stream, const char* op, Work work, Cpu&& on_cpu, Cuda&& on_cuda) {
   if (stream.device() == Device::meta) {
     detail::launch_on_meta(stream, op, work);
     return;
   }
-  if (stream.device() == Device::cuda) fail("{}: this build has no CUDA kernels", op);
-  if (stream.profiler == nullptr) {
-    std::forward<F>(fn)();
-    return;
+  const detail::LaunchTimer timer(stream, op, work);
+  if (stream.device() == Device::cpu) {
+    std::forward<Cpu>(on_cpu)();
+  } else if constexpr (kBuiltWithCuda) {
+    std::forward<Cuda>(on_cuda)();
+    cuda::check_launch(op);
+  } else {
+    detail::throw_no_cuda(op);
   }
-  const detail::LaunchTimer timer(*stream.profiler, op, work);
-  std::forward<F>(fn)();
+}
+
+/// An op with a body for the CPU alone.
+template <class Cpu>
+void launch(Stream& stream, const char* op, Work work, Cpu&& on_cpu) {
+  launch(stream, op, work, std::forward<Cpu>(on_cpu), [op] { detail::throw_no_cuda(op); });
 }
 
 }  // namespace ridge

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/base/cuda.h"
 #include "core/base/error.h"
 
 namespace ridge {
@@ -89,6 +90,49 @@ class SystemMemory {
   std::map<std::int64_t, std::vector<void*>> parked_;
 };
 
+// Memory of the GPU. Small blocks share slabs, since the driver hands out no less than 2 MiB.
+class DeviceSlabs {
+ public:
+  void* allocate(std::int64_t size) {
+    if (size >= kSlabMost) return cuda::allocate(size);
+    std::vector<void*>& parked = parked_[size];
+    if (parked.empty()) return carve(size);
+    void* data = parked.back();
+    parked.pop_back();
+    return data;
+  }
+
+  void free(void* data, std::int64_t size) {
+    if (size >= kSlabMost) {
+      cuda::release(data);
+    } else {
+      parked_[size].push_back(data);
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kSlabMost = std::int64_t{1} << 20;
+  static constexpr std::int64_t kSlab = std::int64_t{16} << 20;
+  static constexpr std::int64_t kAligned = 256;  // as cudaMalloc: libraries count on it
+
+  void* carve(std::int64_t size) {
+    const std::int64_t rounded = (size + kAligned - 1) / kAligned * kAligned;
+    if (left_ < rounded) {
+      slab_ = static_cast<char*>(cuda::allocate(kSlab));
+      left_ = slab_ != nullptr ? kSlab : 0;
+      if (slab_ == nullptr) return nullptr;
+    }
+    void* data = slab_;
+    slab_ += rounded;
+    left_ -= rounded;
+    return data;
+  }
+
+  char* slab_ = nullptr;
+  std::int64_t left_ = 0;
+  std::map<std::int64_t, std::vector<void*>> parked_;
+};
+
 // Free blocks by size. The same bookkeeping runs on meta, where blocks have no address.
 class Pool {
  public:
@@ -150,25 +194,48 @@ class Pool {
     // Free blocks of other sizes may stay while they keep the pool within an eighth of its live peak.
     const std::int64_t bound = std::max(stats_.peak_live, stats_.live + size);
     trim(bound + bound / 8 - size);
-    void* data = device_ == Device::meta ? meta_address() : system_.allocate(size);
+    void* data = allocate(size);
     if (data == nullptr) {
       trim(0);
-      data = system_.allocate(size);
+      data = allocate(size);
     }
-    if (data == nullptr) {
-      fail_user("out of memory: {} bytes were asked for while {} are in use; use a smaller batch or sequence",
-                size, stats_.live);
-    }
+    if (data == nullptr) fail_user("{}", exhausted(size));
     stats_.reserved += size;
     stats_.peak_reserved = std::max(stats_.peak_reserved, stats_.reserved);
     return data;
+  }
+
+  void* allocate(std::int64_t size) {
+    if (device_ == Device::meta) return meta_address();
+    return device_ == Device::cuda ? slabs_.allocate(size) : system_.allocate(size);
+  }
+
+  void free(void* data, std::int64_t size) {
+    if (device_ == Device::cuda) slabs_.free(data, size);
+    if (device_ == Device::cpu) system_.free(data, size);
+  }
+
+  std::string exhausted(std::int64_t size) const {
+    std::string purposes;
+    for (std::size_t p = 0; p < kPurposes; ++p) {
+      purposes += fmt::format("{}{} {}", p == 0 ? "" : ", ", name_of(static_cast<Purpose>(p)),
+                              mebibytes(stats_.live_by_purpose[p]));
+    }
+    return fmt::format(
+        "out of memory on {}: {} were asked for while {} are in use ({}); lower train.micro_batch or "
+        "data.sequence_length, or set train.recompute=blocks",
+        name_of(device_), mebibytes(size), mebibytes(stats_.live), purposes);
+  }
+
+  static std::string mebibytes(std::int64_t bytes) {
+    return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1024.0 * 1024.0));
   }
 
   void trim(std::int64_t bound) {
     while (stats_.reserved > bound && !free_.empty()) {
       const auto largest = std::prev(free_.end());
       const std::int64_t size = largest->first;
-      if (device_ != Device::meta) system_.free(largest->second.back(), size);
+      free(largest->second.back(), size);
       largest->second.pop_back();
       if (largest->second.empty()) free_.erase(largest);
       stats_.reserved -= size;
@@ -186,6 +253,7 @@ class Pool {
   Device device_;
   std::mutex mutex_;
   SystemMemory system_;
+  DeviceSlabs slabs_;
   std::map<std::int64_t, std::vector<void*>> free_;
   MemoryStats stats_;
 };
@@ -194,7 +262,8 @@ class Pool {
 Pool& pool_of(Device device) {
   static Pool& cpu = *new Pool(Device::cpu);
   static Pool& meta = *new Pool(Device::meta);
-  if (device == Device::cuda) fail("this build has no CUDA memory");
+  static Pool& cuda = *new Pool(Device::cuda);
+  if (device == Device::cuda) return cuda;
   return device == Device::meta ? meta : cpu;
 }
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <map>
 
+#include "core/base/cuda.h"
 #include "core/base/launch.h"
 
 namespace ridge {
@@ -36,13 +37,66 @@ std::string table_row(const OpSummary& op, const Ceilings& roof, double wall_sec
 
 }  // namespace
 
+// Pairs of events around launches, on one stream; a pair is used again once it has been read.
+class Profiler::DeviceTimes {
+ public:
+  explicit DeviceTimes(const Stream& stream) : stream_(stream), origin_(true) { origin_.record(stream); }
+
+  void begin(const LaunchRecord& record) {
+    if (used_ == spans_.size()) spans_.push_back(std::make_unique<Span>());
+    spans_[used_]->record = record;
+    spans_[used_]->from.record(stream_);
+  }
+  void end() { spans_[used_++]->to.record(stream_); }
+
+  void read(std::vector<LaunchRecord>& records) {
+    if (used_ == 0) return;
+    spans_[used_ - 1]->to.synchronize();
+    for (std::size_t i = 0; i < used_; ++i) {
+      LaunchRecord record = spans_[i]->record;
+      record.begin_ns = static_cast<std::int64_t>(spans_[i]->from.nanoseconds_since(origin_));
+      record.end_ns = static_cast<std::int64_t>(spans_[i]->to.nanoseconds_since(origin_));
+      records.push_back(record);
+    }
+    used_ = 0;
+  }
+
+ private:
+  struct Span {
+    LaunchRecord record{};
+    cuda::Event from{true}, to{true};
+  };
+  const Stream& stream_;
+  cuda::Event origin_;
+  std::vector<std::unique_ptr<Span>> spans_;
+  std::size_t used_ = 0;
+};
+
 Profiler::Profiler() : origin_ns_(clock_ns()) { records_.reserve(1 << 14); }
+Profiler::~Profiler() = default;
+
+const std::vector<LaunchRecord>& Profiler::records() const {
+  if (device_ != nullptr) device_->read(records_);
+  return records_;
+}
+
+void Profiler::clear() {
+  records();
+  records_.clear();
+}
+
+void Profiler::device_begin(const Stream& stream, const LaunchRecord& record) {
+  if (device_ == nullptr) device_ = std::make_unique<DeviceTimes>(stream);
+  device_->begin(record);
+}
+
+void Profiler::device_end(const Stream&) { device_->end(); }
 
 std::int64_t Profiler::now_ns() const { return clock_ns() - origin_ns_; }
 
 std::vector<OpSummary> Profiler::summary() const {
   std::map<std::string, OpSummary> by_op;
-  for (const LaunchRecord& r : records_) {
+  for (const LaunchRecord& r : records()) {
     OpSummary& s = by_op[r.op];
     s.op = r.op;
     s.calls += 1;
@@ -96,13 +150,25 @@ void launch_on_meta(Stream& stream, const char* op, const Work& work) {
   stream.virtual_seconds += seconds;
 }
 
-LaunchTimer::LaunchTimer(Profiler& profiler, const char* op, const Work& work)
-    : profiler_(profiler), record_{op, work.flops, work.bytes, profiler.now_ns(), 0} {}
-
-LaunchTimer::~LaunchTimer() {
-  record_.end_ns = profiler_.now_ns();
-  profiler_.record(record_);
+void LaunchTimer::begin(const char* op, const Work& work) {
+  record_ = {op, work.flops, work.bytes, stream_.profiler->now_ns(), 0};
+  if (stream_.device() != Device::cuda) return;
+  cuda::range_push(op);
+  stream_.profiler->device_begin(stream_, record_);
 }
+
+void LaunchTimer::end() noexcept try {
+  if (stream_.device() == Device::cuda) {
+    cuda::range_pop();
+    stream_.profiler->device_end(stream_);
+    return;
+  }
+  record_.end_ns = stream_.profiler->now_ns();
+  stream_.profiler->record(record_);
+} catch (const Error&) {  // the stream is broken: the next wait for it says why
+}
+
+void throw_no_cuda(const char* op) { fail("{}: there is no CUDA body for this op in this build", op); }
 
 }  // namespace detail
 }  // namespace ridge

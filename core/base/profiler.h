@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -29,20 +30,32 @@ struct OpSummary {
   double bytes = 0;
 };
 
-/// Collects the launches of the streams that point at it. One thread at a time.
+/// Collects the launches of the streams that point at it. One thread at a time. On a GPU a launch is timed by
+/// device events, which are read when its stream is next waited for.
 class Profiler {
  public:
   Profiler();
+  ~Profiler();
+  Profiler(const Profiler&) = delete;
+  Profiler& operator=(const Profiler&) = delete;
+
   void record(const LaunchRecord& record) { records_.push_back(record); }
   std::int64_t now_ns() const;
-  const std::vector<LaunchRecord>& records() const { return records_; }
-  void clear() { records_.clear(); }
+  /// Waits for launches that are still under way on a GPU.
+  const std::vector<LaunchRecord>& records() const;
+  void clear();
   /// By op, the longest first.
   std::vector<OpSummary> summary() const;
 
+  /// A launch on a GPU begins or ends on `stream`: host calls, device times.
+  void device_begin(const Stream& stream, const LaunchRecord& record);
+  void device_end(const Stream& stream);
+
  private:
-  std::vector<LaunchRecord> records_;
+  class DeviceTimes;
+  mutable std::vector<LaunchRecord> records_;
   std::int64_t origin_ns_ = 0;
+  std::unique_ptr<DeviceTimes> device_;
 };
 
 /// Points a stream at a profiler for a scope.
@@ -70,16 +83,24 @@ namespace detail {
 
 void launch_on_meta(Stream& stream, const char* op, const Work& work);
 
+/// Times a launch where the stream has a profiler.
 class LaunchTimer {
  public:
-  LaunchTimer(Profiler& profiler, const char* op, const Work& work);
-  ~LaunchTimer();
+  LaunchTimer(Stream& stream, const char* op, const Work& work) : stream_(stream) {
+    if (stream.profiler != nullptr) begin(op, work);
+  }
+  ~LaunchTimer() {
+    if (stream_.profiler != nullptr) end();
+  }
   LaunchTimer(const LaunchTimer&) = delete;
   LaunchTimer& operator=(const LaunchTimer&) = delete;
 
  private:
-  Profiler& profiler_;
-  LaunchRecord record_;
+  void begin(const char* op, const Work& work);
+  void end() noexcept;
+
+  Stream& stream_;
+  LaunchRecord record_{};
 };
 
 }  // namespace detail

@@ -1,6 +1,14 @@
 #include "core/base/stream.h"
 
+#include "core/base/cuda.h"
+#include "core/base/error.h"
+
 namespace ridge {
+
+void* Stream::native() const {
+  check(device_ == Device::cuda, "the native stream of a stream on cuda");
+  return native_ != nullptr ? native_ : cuda::compute_stream();
+}
 
 Stream& current_stream(Device device) {
   static thread_local Stream cpu(Device::cpu, "cpu");

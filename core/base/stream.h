@@ -18,9 +18,13 @@ struct Ceilings {
 
 class Stream {
  public:
-  Stream(Device device, std::string name) : device_(device), name_(std::move(name)) {}
+  /// `native`: a cudaStream_t; null on cuda means the process's compute stream.
+  Stream(Device device, std::string name, void* native = nullptr)
+      : device_(device), name_(std::move(name)), native_(native) {}
   Device device() const { return device_; }
   const std::string& name() const { return name_; }
+  /// The cudaStream_t of a stream on cuda.
+  void* native() const;
 
   /// Records every launch while set; null costs one branch a launch.
   Profiler* profiler = nullptr;
@@ -32,9 +36,10 @@ class Stream {
  private:
   Device device_;
   std::string name_;
+  void* native_;
 };
 
-/// This thread's compute stream of a device.
+/// This thread's compute stream of a device. On cuda all threads share one queue.
 Stream& current_stream(Device device);
 
 }  // namespace ridge

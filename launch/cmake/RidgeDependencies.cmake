@@ -41,7 +41,11 @@ endfunction()
 
 # Adds the .cu files in place of cuda_stub.cpp.
 function(ridge_add_cuda target)
-  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/core/*.cu ${PROJECT_SOURCE_DIR}/kernels/*.cu)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/core/*.cu ${PROJECT_SOURCE_DIR}/kernels/*.cu
+       ${PROJECT_SOURCE_DIR}/parallel/*.cu)
   target_sources(${target} PRIVATE ${sources})
-  target_link_libraries(${target} PRIVATE CUDA::cudart)
+  # nvcc cannot evaluate fmt's compile-time checks.
+  target_compile_options(${target} PRIVATE
+    "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-lineinfo;-DFMT_CONSTEVAL=;-DFMT_USE_CONSTEXPR=1;-Xcompiler=-Wall,-Wextra;-Werror=all-warnings>")
+  target_link_libraries(${target} PRIVATE CUDA::cudart CUDA::cublas CUDA::cublasLt)
 endfunction()
