@@ -229,9 +229,13 @@ void matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C> c_MN
   if (!fits) {
     fail("matmul: {} times {} into {}", to_string(a_MK.shape), to_string(b_KN.shape), to_string(c_MN.shape));
   }
-  prepare_blas();
   const Work work = matmul_work<T, C>(a_MK, b_KN, beta != 0);
-  if constexpr (std::is_same_v<T, bf16>) {
+  const auto on_cuda = [&] { cuda::matmul<T, C>(stream, a_MK, b_KN, c_MN, alpha, beta); };
+  prepare_blas();
+  if (stream.device() == Device::cuda) {
+    launch(
+        stream, "matmul", work, [] {}, on_cuda);
+  } else if constexpr (std::is_same_v<T, bf16>) {
     widened<C>(stream, work, a_MK, b_KN, c_MN, alpha, beta);
   } else {
     launch(stream, "matmul", work, [&] { native<T>(a_MK, b_KN, c_MN, alpha, beta); });

@@ -50,7 +50,7 @@ struct Moments {
   double mean = 0, variance = 0, kurtosis = 0, greatest = 0;
 };
 
-Moments moments(const std::vector<float>& x) {
+Moments moments(const Memory<float>& x) {
   Moments m;
   const auto n = static_cast<double>(x.size());
   for (const float v : x) m.mean += v / n;

@@ -1,4 +1,5 @@
 // What the kernel tests share: random arrays with odd strides, f64 values, errors, thread and meta checks.
+// The same tests run on a GPU: arrays lie in memory that it can address.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -14,8 +15,14 @@
 #include "core/base/launch.h"
 #include "core/base/threads.h"
 #include "core/base/view.h"
+#include "tests/test_device.h"
 
 namespace ridge::kernels::testing {
+
+using test::Memory;
+using test::on_gpu;
+using test::test_stream;
+using test::wait_for_device;
 
 using ComputeTypes = ::testing::Types<float, double, bf16>;
 
@@ -61,10 +68,17 @@ class Array {
     for (T& x : data_) x = static_cast<T>(static_cast<acc_t<T>>(draw(engine)));
     return *this;
   }
-  View<T> view() { return {data_.data(), shape_, strides_}; }
+  View<T> view() {
+    wait_for_device();
+    return {data_.data(), shape_, strides_};
+  }
   View<const T> in() const { return {data_.data(), shape_, strides_}; }
-  std::vector<T>& data() { return data_; }
+  Memory<T>& data() {
+    wait_for_device();
+    return data_;
+  }
   std::vector<double> values() const {
+    wait_for_device();
     std::vector<double> out;
     for (std::int64_t i = 0; i < numel(shape_); ++i) out.push_back(get(in(), i));
     return out;
@@ -73,7 +87,7 @@ class Array {
  private:
   Shape shape_;
   Strides strides_;
-  std::vector<T> data_;
+  Memory<T> data_;
 };
 
 /// max|got - want| / max|want|; a NaN or a wrong size is infinite. `floor` is the scale of terms that may
@@ -105,6 +119,7 @@ class ThreadScope {
 /// `run()` returns a vector of results: the same bits with 1, 2 and 3 threads.
 template <class Run>
 void expect_same_bits_on_threads(const Run& run) {
+  if (on_gpu()) GTEST_SKIP() << "threads are the CPU's";
   const ThreadScope scope;
   set_thread_count(1);
   const auto want = run();
