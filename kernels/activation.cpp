@@ -43,27 +43,31 @@ struct GeluTanh {
   }
 };
 
-/// Runs `op` over views of [R, C]; the first is the shape's model.
-template <class Op, class First, class... T>
-void run(Stream& stream, const char* name, double flops_each, const Op& op, const View<First>& first,
-         const View<T>&... rest) {
+/// Runs `op` over views of [R, C], or what stands for it on a GPU; the first is the shape's model.
+template <class Op, class Cuda, class First, class... T>
+void run(Stream& stream, const char* name, double flops_each, const Op& op, const Cuda& on_cuda,
+         const View<First>& first, const View<T>&... rest) {
   check(first.ndim() == 2 && ((rest.shape == first.shape) && ...),
         "activation: views [rows, channels] of one shape");
   const double bytes = first.bytes() + (rest.bytes() + ...);
-  launch(stream, name, Work{flops_each * static_cast<double>(first.numel()), bytes},
-         [&] { map_elements(op, first, rest...); });
+  launch(
+      stream, name, Work{flops_each * static_cast<double>(first.numel()), bytes},
+      [&] { map_elements(op, first, rest...); }, on_cuda);
 }
 
 template <class Form, class T>
-void gelu_as(Stream& stream, View<const T> x_RC, View<T> y_RC) {
+void gelu_as(Stream& stream, View<const T> x_RC, View<T> y_RC, Gelu variant) {
   run(
-      stream, "gelu", 8, [](const T& x, T& y) { store(y, Form::value(load(x))); }, x_RC, y_RC);
+      stream, "gelu", 8, [](const T& x, T& y) { store(y, Form::value(load(x))); },
+      [&] { cuda::gelu<T>(stream, x_RC, y_RC, variant); }, x_RC, y_RC);
 }
 
 template <class Form, class T>
-void gelu_backward_as(Stream& stream, View<const T> dy_RC, View<const T> x_RC, View<T> dx_RC) {
-  const auto op = [](const T& dy, const T& x, T& dx) { store(dx, load(dy) * Form::slope(load(x))); };
-  run(stream, "gelu_backward", 12, op, dy_RC, x_RC, dx_RC);
+void gelu_backward_as(Stream& stream, View<const T> dy_RC, View<const T> x_RC, View<T> dx_RC, Gelu variant) {
+  run(
+      stream, "gelu_backward", 12,
+      [](const T& dy, const T& x, T& dx) { store(dx, load(dy) * Form::slope(load(x))); },
+      [&] { cuda::gelu_backward<T>(stream, dy_RC, x_RC, dx_RC, variant); }, dy_RC, x_RC, dx_RC);
 }
 
 }  // namespace
@@ -71,7 +75,8 @@ void gelu_backward_as(Stream& stream, View<const T> dy_RC, View<const T> x_RC, V
 template <class T>
 void silu(Stream& stream, View<const T> x_RC, View<T> y_RC) {
   run(
-      stream, "silu", 4, [](const T& x, T& y) { store(y, load(x) * vsigmoid(load(x))); }, x_RC, y_RC);
+      stream, "silu", 4, [](const T& x, T& y) { store(y, load(x) * vsigmoid(load(x))); },
+      [&] { cuda::silu<T>(stream, x_RC, y_RC); }, x_RC, y_RC);
 }
 
 template <class T>
@@ -79,18 +84,21 @@ void silu_backward(Stream& stream, View<const T> dy_RC, View<const T> x_RC, View
   const auto op = [](const T& dy, const T& x, T& dx) {
     store(dx, load(dy) * silu_slope(load(x), vsigmoid(load(x))));
   };
-  run(stream, "silu_backward", 8, op, dy_RC, x_RC, dx_RC);
+  run(
+      stream, "silu_backward", 8, op, [&] { cuda::silu_backward<T>(stream, dy_RC, x_RC, dx_RC); }, dy_RC,
+      x_RC, dx_RC);
 }
 
 template <class T>
 void gelu(Stream& stream, View<const T> x_RC, View<T> y_RC, Gelu variant) {
-  variant == Gelu::erf ? gelu_as<GeluErf>(stream, x_RC, y_RC) : gelu_as<GeluTanh>(stream, x_RC, y_RC);
+  variant == Gelu::erf ? gelu_as<GeluErf>(stream, x_RC, y_RC, variant)
+                       : gelu_as<GeluTanh>(stream, x_RC, y_RC, variant);
 }
 
 template <class T>
 void gelu_backward(Stream& stream, View<const T> dy_RC, View<const T> x_RC, View<T> dx_RC, Gelu variant) {
-  variant == Gelu::erf ? gelu_backward_as<GeluErf>(stream, dy_RC, x_RC, dx_RC)
-                       : gelu_backward_as<GeluTanh>(stream, dy_RC, x_RC, dx_RC);
+  variant == Gelu::erf ? gelu_backward_as<GeluErf>(stream, dy_RC, x_RC, dx_RC, variant)
+                       : gelu_backward_as<GeluTanh>(stream, dy_RC, x_RC, dx_RC, variant);
 }
 
 template <class T>
@@ -98,7 +106,8 @@ void swiglu(Stream& stream, View<const T> gate_RC, View<const T> up_RC, View<T> 
   const auto op = [](const T& gate, const T& up, T& y) {
     store(y, round_to<T>(load(gate) * vsigmoid(load(gate))) * load(up));
   };
-  run(stream, "swiglu", 5, op, gate_RC, up_RC, y_RC);
+  run(
+      stream, "swiglu", 5, op, [&] { cuda::swiglu<T>(stream, gate_RC, up_RC, y_RC); }, gate_RC, up_RC, y_RC);
 }
 
 template <class T>
@@ -109,7 +118,10 @@ void swiglu_backward(Stream& stream, View<const T> dy_RC, View<const T> gate_RC,
     store(dgate, d * u * silu_slope(g, s));
     store(dup, d * (g * s));
   };
-  run(stream, "swiglu_backward", 11, op, dy_RC, gate_RC, up_RC, dgate_RC, dup_RC);
+  run(
+      stream, "swiglu_backward", 11, op,
+      [&] { cuda::swiglu_backward<T>(stream, dy_RC, gate_RC, up_RC, dgate_RC, dup_RC); }, dy_RC, gate_RC,
+      up_RC, dgate_RC, dup_RC);
 }
 
 template void silu<float>(Stream&, View<const float>, View<float>);

@@ -29,4 +29,21 @@ template <class T>
 void swiglu_backward(Stream& stream, View<const T> dy_RC, View<const T> gate_RC, View<const T> up_RC,
                      View<T> dgate_RC, View<T> dup_RC);
 
+/// What `launch` runs on a GPU; arguments are checked already (activation.cu).
+namespace cuda {
+template <class T>
+void silu(Stream& stream, View<const T> x_RC, View<T> y_RC);
+template <class T>
+void silu_backward(Stream& stream, View<const T> dy_RC, View<const T> x_RC, View<T> dx_RC);
+template <class T>
+void gelu(Stream& stream, View<const T> x_RC, View<T> y_RC, Gelu variant);
+template <class T>
+void gelu_backward(Stream& stream, View<const T> dy_RC, View<const T> x_RC, View<T> dx_RC, Gelu variant);
+template <class T>
+void swiglu(Stream& stream, View<const T> gate_RC, View<const T> up_RC, View<T> y_RC);
+template <class T>
+void swiglu_backward(Stream& stream, View<const T> dy_RC, View<const T> gate_RC, View<const T> up_RC,
+                     View<T> dgate_RC, View<T> dup_RC);
+}  // namespace cuda
+
 }  // namespace ridge::kernels
