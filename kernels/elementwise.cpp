@@ -34,102 +34,127 @@ void binary_rows(View<const T> a, View<const T> b, View<T> y, const Op& op) {
   });
 }
 
-template <class T, class Op>
+/// `op` on the CPU, `on_cuda` on a GPU.
+template <class T, class Op, class Cuda>
 void binary(Stream& stream, const char* name, double flops_each, View<const T> a, View<const T> b, View<T> y,
-            const Op& op) {
+            const Op& op, const Cuda& on_cuda) {
   check(a.shape == y.shape && b.shape == y.shape, "elementwise operands of one shape: broadcast views first");
   const double bytes = distinct_bytes(a) + distinct_bytes(b) + y.bytes();
-  launch(stream, name, Work{flops_each * static_cast<double>(y.numel()), bytes},
-         [&] { binary_rows(a, b, y, op); });
+  launch(
+      stream, name, Work{flops_each * static_cast<double>(y.numel()), bytes},
+      [&] { binary_rows(a, b, y, op); }, on_cuda);
 }
 
-template <class T, class Op>
-void unary(Stream& stream, const char* name, View<const T> x, View<T> y, const Op& op) {
+template <class T, class Op, class Cuda>
+void unary(Stream& stream, const char* name, View<const T> x, View<T> y, const Op& op, const Cuda& on_cuda) {
   check(x.shape == y.shape, "elementwise operands of one shape: broadcast views first");
-  launch(stream, name, Work{static_cast<double>(y.numel()), distinct_bytes(x) + y.bytes()},
-         [&] { map_elements([&](const T& in, T& out) { store(out, op(load(in))); }, x, y); });
+  launch(
+      stream, name, Work{static_cast<double>(y.numel()), distinct_bytes(x) + y.bytes()},
+      [&] { map_elements([&](const T& in, T& out) { store(out, op(load(in))); }, x, y); }, on_cuda);
 }
 
 }  // namespace
 
 template <class T>
 void add(Stream& stream, View<const T> a, View<const T> b, View<T> y) {
-  binary(stream, "add", 1, a, b, y, [](auto left, auto right) { return left + right; });
+  binary(
+      stream, "add", 1, a, b, y, [](auto left, auto right) { return left + right; },
+      [&] { cuda::add<T>(stream, a, b, y); });
 }
 
 template <class T>
 void sub(Stream& stream, View<const T> a, View<const T> b, View<T> y) {
-  binary(stream, "sub", 1, a, b, y, [](auto left, auto right) { return left - right; });
+  binary(
+      stream, "sub", 1, a, b, y, [](auto left, auto right) { return left - right; },
+      [&] { cuda::sub<T>(stream, a, b, y); });
 }
 
 template <class T>
 void mul(Stream& stream, View<const T> a, View<const T> b, View<T> y) {
-  binary(stream, "mul", 1, a, b, y, [](auto left, auto right) { return left * right; });
+  binary(
+      stream, "mul", 1, a, b, y, [](auto left, auto right) { return left * right; },
+      [&] { cuda::mul<T>(stream, a, b, y); });
 }
 
 template <class T>
 void div(Stream& stream, View<const T> a, View<const T> b, View<T> y) {
-  binary(stream, "div", 1, a, b, y, [](auto left, auto right) { return left / right; });
+  binary(
+      stream, "div", 1, a, b, y, [](auto left, auto right) { return left / right; },
+      [&] { cuda::div<T>(stream, a, b, y); });
 }
 
 template <class T>
 void add_scaled(Stream& stream, View<const T> a, View<const T> b, double factor, View<T> y) {
   const auto f = static_cast<acc_t<T>>(factor);
-  binary(stream, "add_scaled", 2, a, b, y, [f](auto left, auto right) { return left + f * right; });
+  binary(
+      stream, "add_scaled", 2, a, b, y, [f](auto left, auto right) { return left + f * right; },
+      [&] { cuda::add_scaled<T>(stream, a, b, factor, y); });
 }
 
 template <class T>
 void neg(Stream& stream, View<const T> x, View<T> y) {
-  unary(stream, "neg", x, y, [](auto v) { return -v; });
+  unary(
+      stream, "neg", x, y, [](auto v) { return -v; }, [&] { cuda::neg<T>(stream, x, y); });
 }
 
 template <class T>
 void exp(Stream& stream, View<const T> x, View<T> y) {
-  unary(stream, "exp", x, y, [](auto v) { return vexp(v); });
+  unary(
+      stream, "exp", x, y, [](auto v) { return vexp(v); }, [&] { cuda::exp<T>(stream, x, y); });
 }
 
 template <class T>
 void log(Stream& stream, View<const T> x, View<T> y) {
-  unary(stream, "log", x, y, [](auto v) { return vlog(v); });
+  unary(
+      stream, "log", x, y, [](auto v) { return vlog(v); }, [&] { cuda::log<T>(stream, x, y); });
 }
 
 template <class T>
 void sqrt(Stream& stream, View<const T> x, View<T> y) {
-  unary(stream, "sqrt", x, y, [](auto v) { return std::sqrt(v); });
+  unary(
+      stream, "sqrt", x, y, [](auto v) { return std::sqrt(v); }, [&] { cuda::sqrt<T>(stream, x, y); });
 }
 
 template <class T>
 void square(Stream& stream, View<const T> x, View<T> y) {
-  unary(stream, "square", x, y, [](auto v) { return v * v; });
+  unary(
+      stream, "square", x, y, [](auto v) { return v * v; }, [&] { cuda::square<T>(stream, x, y); });
 }
 
 template <class T>
 void tanh(Stream& stream, View<const T> x, View<T> y) {
-  unary(stream, "tanh", x, y, [](auto v) { return vtanh(v); });
+  unary(
+      stream, "tanh", x, y, [](auto v) { return vtanh(v); }, [&] { cuda::tanh<T>(stream, x, y); });
 }
 
 template <class T>
 void sigmoid(Stream& stream, View<const T> x, View<T> y) {
-  unary(stream, "sigmoid", x, y, [](auto v) { return vsigmoid(v); });
+  unary(
+      stream, "sigmoid", x, y, [](auto v) { return vsigmoid(v); }, [&] { cuda::sigmoid<T>(stream, x, y); });
 }
 
 template <class T>
 void scale(Stream& stream, View<const T> x, double factor, View<T> y) {
   const auto f = static_cast<acc_t<T>>(factor);
-  unary(stream, "scale", x, y, [f](auto v) { return v * f; });
+  unary(
+      stream, "scale", x, y, [f](auto v) { return v * f; }, [&] { cuda::scale<T>(stream, x, factor, y); });
 }
 
 template <class T>
 void add_scalar(Stream& stream, View<const T> x, double value, View<T> y) {
   const auto s = static_cast<acc_t<T>>(value);
-  unary(stream, "add_scalar", x, y, [s](auto v) { return v + s; });
+  unary(
+      stream, "add_scalar", x, y, [s](auto v) { return v + s; },
+      [&] { cuda::add_scalar<T>(stream, x, value, y); });
 }
 
 template <class S, class D>
 void accumulate(Stream& stream, View<const S> x, View<D> y) {
   check(x.shape == y.shape, "accumulate: operands of one shape");
-  launch(stream, "accumulate", Work{static_cast<double>(y.numel()), distinct_bytes(x) + 2 * y.bytes()},
-         [&] { map_elements([](const S& in, D& sum) { sum += static_cast<D>(load(in)); }, x, y); });
+  launch(
+      stream, "accumulate", Work{static_cast<double>(y.numel()), distinct_bytes(x) + 2 * y.bytes()},
+      [&] { map_elements([](const S& in, D& sum) { sum += static_cast<D>(load(in)); }, x, y); },
+      [&] { cuda::accumulate<S, D>(stream, x, y); });
 }
 
 template void add<float>(Stream&, View<const float>, View<const float>, View<float>);

@@ -46,4 +46,38 @@ void add_scalar(Stream& stream, View<const T> x, double value, View<T> y);
 template <class S, class D>
 void accumulate(Stream& stream, View<const S> x, View<D> y);
 
+/// What `launch` runs on a GPU; arguments are checked already (elementwise.cu).
+namespace cuda {
+template <class T>
+void add(Stream& stream, View<const T> a, View<const T> b, View<T> y);
+template <class T>
+void sub(Stream& stream, View<const T> a, View<const T> b, View<T> y);
+template <class T>
+void mul(Stream& stream, View<const T> a, View<const T> b, View<T> y);
+template <class T>
+void div(Stream& stream, View<const T> a, View<const T> b, View<T> y);
+template <class T>
+void add_scaled(Stream& stream, View<const T> a, View<const T> b, double factor, View<T> y);
+template <class T>
+void neg(Stream& stream, View<const T> x, View<T> y);
+template <class T>
+void exp(Stream& stream, View<const T> x, View<T> y);
+template <class T>
+void log(Stream& stream, View<const T> x, View<T> y);
+template <class T>
+void sqrt(Stream& stream, View<const T> x, View<T> y);
+template <class T>
+void square(Stream& stream, View<const T> x, View<T> y);
+template <class T>
+void tanh(Stream& stream, View<const T> x, View<T> y);
+template <class T>
+void sigmoid(Stream& stream, View<const T> x, View<T> y);
+template <class T>
+void scale(Stream& stream, View<const T> x, double factor, View<T> y);
+template <class T>
+void add_scalar(Stream& stream, View<const T> x, double value, View<T> y);
+template <class S, class D>
+void accumulate(Stream& stream, View<const S> x, View<D> y);
+}  // namespace cuda
+
 }  // namespace ridge::kernels

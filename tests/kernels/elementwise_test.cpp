@@ -37,6 +37,10 @@ const Layout kLayouts[] = {
      {0, 20, 7, 0, 5, 1},
      {300, 1, 1, 3, 12, 60}},
     {"long strided row", {2, 20011}, {40022, 2}, {20011, 1}, {20011, 1}},
+    {"vectors: rows", {17, 64}, {72, 1}, {64, 1}, {80, 1}},
+    {"vectors: row broadcast", {65, 128}, {128, 1}, {0, 1}, {128, 1}},
+    {"vectors: column broadcast", {65, 128}, {1, 0}, {128, 1}, {128, 1}},
+    {"vectors: heads", {3, 5, 7, 16}, {560, 16, 80, 1}, {560, 112, 16, 1}, {560, 112, 16, 1}},
     {"empty", {3, 0, 5}, {5, 5, 1}, {5, 5, 1}, {5, 5, 1}},
 };
 
@@ -59,11 +63,11 @@ void check_binary(const Run& run, const std::function<double(double, double)>& r
 
 TYPED_TEST(Elementwise, BinaryOnAllLayouts) {
   using T = TypeParam;
-  check_binary<T>([](auto a, auto b, auto y) { add<T>(cpu(), a, b, y); }, std::plus<>());
-  check_binary<T>([](auto a, auto b, auto y) { sub<T>(cpu(), a, b, y); }, std::minus<>());
-  check_binary<T>([](auto a, auto b, auto y) { mul<T>(cpu(), a, b, y); }, std::multiplies<>());
-  check_binary<T>([](auto a, auto b, auto y) { div<T>(cpu(), a, b, y); }, std::divides<>());
-  check_binary<T>([](auto a, auto b, auto y) { add_scaled<T>(cpu(), a, b, -0.75, y); },
+  check_binary<T>([](auto a, auto b, auto y) { add<T>(test_stream(), a, b, y); }, std::plus<>());
+  check_binary<T>([](auto a, auto b, auto y) { sub<T>(test_stream(), a, b, y); }, std::minus<>());
+  check_binary<T>([](auto a, auto b, auto y) { mul<T>(test_stream(), a, b, y); }, std::multiplies<>());
+  check_binary<T>([](auto a, auto b, auto y) { div<T>(test_stream(), a, b, y); }, std::divides<>());
+  check_binary<T>([](auto a, auto b, auto y) { add_scaled<T>(test_stream(), a, b, -0.75, y); },
                   [](double a, double b) { return a - 0.75 * b; });
 }
 
@@ -82,16 +86,22 @@ void check_unary(const Run& run, double low, double high, const std::function<do
 
 TYPED_TEST(Elementwise, UnaryOnAllLayouts) {
   using T = TypeParam;
-  check_unary<T>([](auto x, auto y) { neg<T>(cpu(), x, y); }, -2, 2, std::negate<>());
-  check_unary<T>([](auto x, auto y) { exp<T>(cpu(), x, y); }, -3, 3, [](double x) { return std::exp(x); });
-  check_unary<T>([](auto x, auto y) { log<T>(cpu(), x, y); }, 0.1, 9, [](double x) { return std::log(x); });
-  check_unary<T>([](auto x, auto y) { sqrt<T>(cpu(), x, y); }, 0, 9, [](double x) { return std::sqrt(x); });
-  check_unary<T>([](auto x, auto y) { square<T>(cpu(), x, y); }, -2, 2, [](double x) { return x * x; });
-  check_unary<T>([](auto x, auto y) { tanh<T>(cpu(), x, y); }, -2, 2, [](double x) { return std::tanh(x); });
-  check_unary<T>([](auto x, auto y) { sigmoid<T>(cpu(), x, y); }, -5, 5,
+  check_unary<T>([](auto x, auto y) { neg<T>(test_stream(), x, y); }, -2, 2, std::negate<>());
+  check_unary<T>([](auto x, auto y) { exp<T>(test_stream(), x, y); }, -3, 3,
+                 [](double x) { return std::exp(x); });
+  check_unary<T>([](auto x, auto y) { log<T>(test_stream(), x, y); }, 0.1, 9,
+                 [](double x) { return std::log(x); });
+  check_unary<T>([](auto x, auto y) { sqrt<T>(test_stream(), x, y); }, 0, 9,
+                 [](double x) { return std::sqrt(x); });
+  check_unary<T>([](auto x, auto y) { square<T>(test_stream(), x, y); }, -2, 2,
+                 [](double x) { return x * x; });
+  check_unary<T>([](auto x, auto y) { tanh<T>(test_stream(), x, y); }, -2, 2,
+                 [](double x) { return std::tanh(x); });
+  check_unary<T>([](auto x, auto y) { sigmoid<T>(test_stream(), x, y); }, -5, 5,
                  [](double x) { return 1 / (1 + std::exp(-x)); });
-  check_unary<T>([](auto x, auto y) { scale<T>(cpu(), x, 1.5, y); }, -2, 2, [](double x) { return 1.5 * x; });
-  check_unary<T>([](auto x, auto y) { add_scalar<T>(cpu(), x, 0.25, y); }, 1, 2,
+  check_unary<T>([](auto x, auto y) { scale<T>(test_stream(), x, 1.5, y); }, -2, 2,
+                 [](double x) { return 1.5 * x; });
+  check_unary<T>([](auto x, auto y) { add_scalar<T>(test_stream(), x, 0.25, y); }, 1, 2,
                  [](double x) { return x + 0.25; });
 }
 
@@ -105,7 +115,7 @@ void check_accumulate() {
     auto want = y.values();
     const auto xs = x.values();
     for (std::size_t i = 0; i < xs.size(); ++i) want[i] += xs[i];
-    accumulate<S, D>(cpu(), x.in(), y.view());
+    accumulate<S, D>(test_stream(), x.in(), y.view());
     EXPECT_LT(normalized_error(y.values(), want), tolerance<D>()) << l.name;
   }
 }
@@ -121,11 +131,11 @@ TYPED_TEST(Elementwise, OutputMayBeAnInput) {
   using T = TypeParam;
   Array<T> a({300, 130}), b({300, 130}), y({300, 130});
   a.randomize(1), b.randomize(2);
-  add_scaled<T>(cpu(), a.in(), b.in(), 0.5, y.view());
+  add_scaled<T>(test_stream(), a.in(), b.in(), 0.5, y.view());
   auto left = a, right = b;
-  add_scaled<T>(cpu(), left.in(), b.in(), 0.5, left.view());
+  add_scaled<T>(test_stream(), left.in(), b.in(), 0.5, left.view());
   EXPECT_EQ(left.values(), y.values());
-  add_scaled<T>(cpu(), a.in(), right.in(), 0.5, right.view());
+  add_scaled<T>(test_stream(), a.in(), right.in(), 0.5, right.view());
   EXPECT_EQ(right.values(), y.values());
 }
 
@@ -157,8 +167,8 @@ TEST(ElementwiseWork, BroadcastElementsAreReadOnce) {
 
 TEST(ElementwiseShapes, UnequalOnesAreErrors) {
   Array<float> a({2, 3}), b({1, 3}), y({2, 3});
-  EXPECT_THROW(add<float>(cpu(), a.in(), b.in(), y.view()), Error);
-  EXPECT_THROW(neg<float>(cpu(), b.in(), y.view()), Error);
+  EXPECT_THROW(add<float>(test_stream(), a.in(), b.in(), y.view()), Error);
+  EXPECT_THROW(neg<float>(test_stream(), b.in(), y.view()), Error);
 }
 
 }  // namespace
