@@ -9,13 +9,23 @@
 #include <string>
 #include <vector>
 
+#include "core/base/device.h"
 #include "core/base/dtype.h"
 
 namespace ridge::parallel {
 
 enum class Reduce : std::uint8_t { sum, max };
 
-/// A collective under way. wait() returns when it is done, and rethrows what went wrong.
+/// Elements in the memory of one device; those in host memory may also come as a std::span.
+template <class T>
+struct DeviceSpan {
+  T* data = nullptr;  // null on meta
+  std::size_t count = 0;
+  Device device = Device::cpu;
+};
+
+/// A collective under way. After wait() its result is there: on the CPU for the caller, on a GPU for all that
+/// is queued on the compute stream from then on. wait() rethrows what went wrong.
 class Pending {
  public:
   virtual ~Pending() = default;
@@ -24,34 +34,90 @@ class Pending {
 
 /// Collectives over the ranks of one group: every rank calls the same ones in the same order. With one rank
 /// each is the identity. Reductions give the same bits on every rank, and the same from run to run.
+///
+/// Where its spans lie says how a collective runs. Host memory: the forms without Pending return when all is
+/// done. A GPU's memory: they see what was queued on the compute stream before, what is queued after sees
+/// their result, and the host does not wait. meta: nothing moves. Spans of one call lie on one device.
 class Communicator {
  public:
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  /// Of the hosts' threads: work queued on GPUs may be still under way.
   virtual void barrier() = 0;
   /// Ends all ranks of the group as soon as can be: called while an error unwinds.
   virtual void abort(const std::string& reason, int exit_code) noexcept = 0;
 
-  /// In place. T: float, double, int64.
+  /// In place. T: float, double, bf16, int64.
+  template <class T>
+  void all_reduce(DeviceSpan<T> values, Reduce op = Reduce::sum) {
+    do_all_reduce(erased(values), op);
+  }
   template <class T>
   void all_reduce(std::span<T> values, Reduce op = Reduce::sum) {
-    do_all_reduce({values.data(), values.size(), dtype_of<T>}, op);
+    all_reduce(on_host(values), op);
   }
   /// As all_reduce with sum, beside the caller's work; `values` must stay until wait().
   template <class T>
-  std::unique_ptr<Pending> all_reduce_async(std::span<T> values) {
-    return do_all_reduce_async({values.data(), values.size(), dtype_of<T>});
+  std::unique_ptr<Pending> all_reduce_async(DeviceSpan<T> values) {
+    return do_all_reduce_async(erased(values));
   }
-  /// `all` holds size() pieces of `mine`'s extent, by rank.
+  template <class T>
+  std::unique_ptr<Pending> all_reduce_async(std::span<T> values) {
+    return all_reduce_async(on_host(values));
+  }
+
+  /// `all` holds size() pieces of `mine`'s extent, by rank. `mine` may be this rank's piece of `all`.
+  template <class T>
+  void all_gather(DeviceSpan<const T> mine, DeviceSpan<T> all) {
+    check_pieces(erased(mine), erased(all));
+    do_all_gather(erased(mine), erased(all));
+  }
   template <class T>
   void all_gather(std::span<const T> mine, std::span<T> all) {
-    do_all_gather({const_cast<T*>(mine.data()), mine.size(), dtype_of<T>},
-                  {all.data(), all.size(), dtype_of<T>});
+    all_gather(on_host(mine), on_host(all));
+  }
+  /// Beside the caller's work; both must stay until wait().
+  template <class T>
+  std::unique_ptr<Pending> all_gather_async(DeviceSpan<const T> mine, DeviceSpan<T> all) {
+    check_pieces(erased(mine), erased(all));
+    return do_all_gather_async(erased(mine), erased(all));
+  }
+  template <class T>
+  std::unique_ptr<Pending> all_gather_async(std::span<const T> mine, std::span<T> all) {
+    return all_gather_async(on_host(mine), on_host(all));
+  }
+
+  /// `mine` becomes the sum over ranks of this rank's piece of `all`, which is cut as in all_gather; so may
+  /// `mine` lie in it. T: as all_reduce.
+  template <class T>
+  void reduce_scatter(DeviceSpan<const T> all, DeviceSpan<T> mine) {
+    reduce_scatter_async(all, mine)->wait();
+  }
+  template <class T>
+  void reduce_scatter(std::span<const T> all, std::span<T> mine) {
+    reduce_scatter(on_host(all), on_host(mine));
+  }
+  /// Beside the caller's work; both must stay until wait(), and then only `mine` means something if it lies
+  /// in `all`.
+  template <class T>
+  std::unique_ptr<Pending> reduce_scatter_async(DeviceSpan<const T> all, DeviceSpan<T> mine) {
+    check_pieces(erased(mine), erased(all));
+    return do_reduce_scatter_async(erased(all), erased(mine));
+  }
+  template <class T>
+  std::unique_ptr<Pending> reduce_scatter_async(std::span<const T> all, std::span<T> mine) {
+    return reduce_scatter_async(on_host(all), on_host(mine));
+  }
+
+  template <class T>
+  void broadcast(DeviceSpan<T> values, int root) {
+    check_root(root);
+    do_broadcast(erased(values), root);
   }
   template <class T>
   void broadcast(std::span<T> values, int root) {
-    do_broadcast({values.data(), values.size(), dtype_of<T>}, root);
+    broadcast(on_host(values), root);
   }
 
  protected:
@@ -60,11 +126,33 @@ class Communicator {
     void* data;
     std::size_t count;
     DType dtype;
+    Device device;
+
+    std::size_t bytes() const { return count * size_of(dtype); }
   };
   virtual void do_all_reduce(Span values, Reduce op) = 0;
   virtual std::unique_ptr<Pending> do_all_reduce_async(Span values) = 0;
   virtual void do_all_gather(Span mine, Span all) = 0;
+  virtual std::unique_ptr<Pending> do_all_gather_async(Span mine, Span all) = 0;
+  virtual std::unique_ptr<Pending> do_reduce_scatter_async(Span all, Span mine) = 0;
   virtual void do_broadcast(Span values, int root) = 0;
+
+  /// For communicators of host memory: false on meta, an Error for memory of a GPU.
+  static bool in_host_memory(const Span& values, const char* communicator);
+  /// What has been done already.
+  static std::unique_ptr<Pending> nothing_pending();
+
+ private:
+  template <class T>
+  static DeviceSpan<T> on_host(std::span<T> values) {
+    return {values.data(), values.size(), Device::cpu};
+  }
+  template <class T>
+  static Span erased(DeviceSpan<T> values) {
+    return {const_cast<std::remove_const_t<T>*>(values.data), values.count, dtype_of<T>, values.device};
+  }
+  void check_pieces(const Span& mine, const Span& all) const;
+  void check_root(int root) const;
 };
 
 /// One rank: every collective is the identity.

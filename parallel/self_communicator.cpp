@@ -1,16 +1,10 @@
-#include <algorithm>
 #include <cstring>
 
-#include "core/base/error.h"
+#include "core/base/launch.h"
 #include "parallel/communicator.h"
 
 namespace ridge::parallel {
 namespace {
-
-class Done final : public Pending {
- public:
-  void wait() override {}
-};
 
 class SelfCommunicator final : public Communicator {
  public:
@@ -21,12 +15,27 @@ class SelfCommunicator final : public Communicator {
 
  protected:
   void do_all_reduce(Span, Reduce) override {}
-  std::unique_ptr<Pending> do_all_reduce_async(Span) override { return std::make_unique<Done>(); }
-  void do_all_gather(Span mine, Span all) override {
-    check(mine.count == all.count, "all_gather of one rank");
-    std::memcpy(all.data, mine.data, mine.count * size_of(mine.dtype));
+  std::unique_ptr<Pending> do_all_reduce_async(Span) override { return nothing_pending(); }
+  void do_all_gather(Span mine, Span all) override { copy("all_gather", all, mine); }
+  std::unique_ptr<Pending> do_all_gather_async(Span mine, Span all) override {
+    copy("all_gather", all, mine);
+    return nothing_pending();
   }
-  void do_broadcast(Span, int root) override { check(root == 0, "root of one rank"); }
+  std::unique_ptr<Pending> do_reduce_scatter_async(Span all, Span mine) override {
+    copy("reduce_scatter", mine, all);
+    return nothing_pending();
+  }
+  void do_broadcast(Span, int) override {}
+
+ private:
+  static void copy(const char* op, Span to, Span from) {
+    if (to.count == 0 || to.data == from.data) return;  // both are null on meta
+    Stream& stream = current_stream(to.device);
+    launch(
+        stream, op, Work{0, 2.0 * static_cast<double>(to.bytes())},
+        [&] { std::memcpy(to.data, from.data, to.bytes()); },
+        [&] { cuda::copy(to.data, from.data, static_cast<std::int64_t>(to.bytes()), stream); });
+  }
 };
 
 }  // namespace

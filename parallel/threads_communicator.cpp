@@ -57,10 +57,9 @@ class Group {
   std::condition_variable all_here_;
 };
 
-class Done final : public Pending {
- public:
-  void wait() override {}
-};
+// What sums of T are kept in: they are rounded to bf16 once, at the end.
+template <class T>
+using sum_t = std::conditional_t<std::is_arithmetic_v<T>, T, float>;
 
 class ThreadsCommunicator final : public Communicator {
  public:
@@ -72,34 +71,37 @@ class ThreadsCommunicator final : public Communicator {
 
  protected:
   void do_all_reduce(Span values, Reduce op) override {
-    visit_any(values.dtype, [&]<class T>(std::type_identity<T>) {
-      if constexpr (std::is_arithmetic_v<T>) {
-        reduce(std::span<T>(static_cast<T*>(values.data), values.count), op);
-      } else {
-        fail("all_reduce of {}", name_of(values.dtype));
-      }
-    });
+    if (!in_host_memory(values, "threads")) return;
+    reduce(values, op, values, 0);
   }
   // Ranks meet in the hook that starts it: the order of collectives is what matters here, not overlap.
   std::unique_ptr<Pending> do_all_reduce_async(Span values) override {
     do_all_reduce(values, Reduce::sum);
-    return std::make_unique<Done>();
+    return nothing_pending();
   }
   void do_all_gather(Span mine, Span all) override {
-    check(all.count == mine.count * static_cast<std::size_t>(size()), "all_gather into size() pieces");
+    if (!in_host_memory(mine, "threads")) return;
     share(mine.data);
-    const std::size_t bytes = mine.count * size_of(mine.dtype);
     for (std::size_t r = 0; r < group_->buffers.size(); ++r) {
-      std::memcpy(static_cast<char*>(all.data) + r * bytes, group_->buffers[r], bytes);
+      char* to = static_cast<char*>(all.data) + r * mine.bytes();
+      if (mine.count > 0 && to != group_->buffers[r]) std::memcpy(to, group_->buffers[r], mine.bytes());
     }
     group_->arrive();
   }
+  std::unique_ptr<Pending> do_all_gather_async(Span mine, Span all) override {
+    do_all_gather(mine, all);
+    return nothing_pending();
+  }
+  std::unique_ptr<Pending> do_reduce_scatter_async(Span all, Span mine) override {
+    if (in_host_memory(mine, "threads"))
+      reduce(all, Reduce::sum, mine, static_cast<std::size_t>(rank_) * mine.count);
+    return nothing_pending();
+  }
   void do_broadcast(Span values, int root) override {
+    if (!in_host_memory(values, "threads")) return;
     share(values.data);
-    if (rank_ != root) {
-      std::memcpy(values.data, group_->buffers.at(static_cast<std::size_t>(root)),
-                  values.count * size_of(values.dtype));
-    }
+    if (rank_ != root && values.count > 0)
+      std::memcpy(values.data, group_->buffers[static_cast<std::size_t>(root)], values.bytes());
     group_->arrive();
   }
 
@@ -109,24 +111,35 @@ class ThreadsCommunicator final : public Communicator {
     group_->arrive();
   }
 
-  // Every rank sums all buffers in the order of ranks, so all get the same bits.
+  // `to` becomes the reduction of the elements from `begin` on of every rank's `values`.
+  void reduce(Span values, Reduce op, Span to, std::size_t begin) {
+    visit_any(values.dtype, [&]<class T>(std::type_identity<T>) {
+      if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, bf16>) {
+        reduce(static_cast<T*>(values.data), op, std::span<T>(static_cast<T*>(to.data), to.count), begin);
+      } else {
+        fail("reduction of {}", name_of(values.dtype));
+      }
+    });
+  }
+
+  // Every rank reduces in the order of ranks, so all get the same bits.
   template <class T>
-  void reduce(std::span<T> values, Reduce op) {
-    share(values.data());
-    std::vector<T> total(values.size());
+  void reduce(T* values, Reduce op, std::span<T> to, std::size_t begin) {
+    share(values);
+    std::vector<sum_t<T>> total(to.size());
     for (std::size_t r = 0; r < group_->buffers.size(); ++r) {
-      const T* other = static_cast<const T*>(group_->buffers[r]);
+      const T* other = static_cast<const T*>(group_->buffers[r]) + begin;
       for (std::size_t i = 0; i < total.size(); ++i) {
+        const auto value = static_cast<sum_t<T>>(other[i]);
         if (r == 0) {
-          total[i] = other[i];
+          total[i] = value;
         } else {
-          total[i] = op == Reduce::sum ? static_cast<T>(total[i] + other[i]) : std::max(total[i], other[i]);
+          total[i] = op == Reduce::sum ? static_cast<sum_t<T>>(total[i] + value) : std::max(total[i], value);
         }
       }
     }
-    group_->arrive();
-    std::copy(total.begin(), total.end(), values.begin());
-    group_->arrive();
+    group_->arrive();  // all have read: what is reduced may be written over
+    std::transform(total.begin(), total.end(), to.begin(), [](auto sum) { return static_cast<T>(sum); });
   }
 
   std::shared_ptr<Group> group_;

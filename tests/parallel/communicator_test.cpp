@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "core/base/error.h"
+#include "tests/parallel/collectives.h"
 
 namespace ridge::parallel {
 namespace {
@@ -60,6 +61,69 @@ TEST_P(Threads, AllReduceOfEveryType) {
       expect_sums_and_maxima<std::int64_t>(ranks, count);
     }
   });
+}
+
+TEST_P(Threads, EveryCollectiveOfEveryType) {
+  run_ranks(GetParam(), [](Communicator& ranks) { test::expect_collectives(ranks, Device::cpu); });
+}
+
+// 1 + 2^-8 + 2^-8 would stay 1 if each step were rounded.
+TEST_P(Threads, SumsOfBf16AreRoundedOnce) {
+  run_ranks(GetParam(), [](Communicator& ranks) {
+    bf16 value(ranks.rank() == 0 ? 1.0f : 0x1p-8f);
+    ranks.all_reduce(std::span<bf16>(&value, 1));
+    EXPECT_EQ(static_cast<float>(value),
+              static_cast<float>(bf16(1 + 0x1p-8f * static_cast<float>(ranks.size() - 1))));
+  });
+}
+
+TEST_P(Threads, MetaMovesNothing) {
+  std::atomic<int> passed{0};
+  run_ranks(GetParam(), [&](Communicator& ranks) {
+    if (ranks.rank() > 0) return;  // nobody is waited for
+    const std::size_t all = 4 * static_cast<std::size_t>(ranks.size());
+    const DeviceSpan<float> mine{nullptr, 4, Device::meta}, whole{nullptr, all, Device::meta};
+    const DeviceSpan<const float> my_view{nullptr, 4, Device::meta}, whole_view{nullptr, all, Device::meta};
+    ranks.all_reduce(whole);
+    ranks.all_reduce_async(whole)->wait();
+    ranks.all_gather(my_view, whole);
+    ranks.all_gather_async(my_view, whole)->wait();
+    ranks.reduce_scatter(whole_view, mine);
+    ranks.broadcast(whole, 0);
+    ++passed;
+  });
+  EXPECT_EQ(passed.load(), 1);
+}
+
+TEST_P(Threads, MemoryOfAGpuIsRefused) {
+  const DeviceSpan<float> values{nullptr, 4, Device::cuda};
+  EXPECT_THROW(run_ranks(GetParam(), [&](Communicator& ranks) { ranks.all_reduce(values); }), Error);
+  EXPECT_THROW(run_ranks(GetParam(), [&](Communicator& ranks) { ranks.broadcast(values, 0); }), Error);
+}
+
+TEST_P(Threads, PiecesThatDoNotFitAreAnError) {
+  const auto body = [](Communicator& ranks) {
+    std::vector<float> piece(3), all(3 * static_cast<std::size_t>(ranks.size()) + 1);
+    ranks.reduce_scatter(std::span<const float>(all), std::span<float>(piece));
+  };
+  EXPECT_THROW(run_ranks(GetParam(), body), Error);
+  const auto devices = [](Communicator& ranks) {
+    const auto all = 3 * static_cast<std::size_t>(ranks.size());
+    ranks.all_gather(DeviceSpan<const float>{nullptr, 3, Device::cpu},
+                     DeviceSpan<float>{nullptr, all, Device::meta});
+  };
+  EXPECT_THROW(run_ranks(GetParam(), devices), Error);
+}
+
+TEST_P(Threads, ARootOutsideTheGroupIsAnError) {
+  for (const int root : {-1, GetParam()}) {
+    EXPECT_THROW(run_ranks(GetParam(),
+                           [&](Communicator& ranks) {
+                             float value = 1;
+                             ranks.broadcast(std::span<float>(&value, 1), root);
+                           }),
+                 Error);
+  }
 }
 
 TEST_P(Threads, RanksAreNumberedAndCountTheSame) {
@@ -188,6 +252,7 @@ TEST(Threads, AGroupOfNoneIsAnError) {
 
 TEST(Self, EveryCollectiveIsTheIdentity) {
   const auto self = self_communicator();
+  test::expect_collectives(*self, Device::cpu);
   EXPECT_EQ(self->rank(), 0);
   EXPECT_EQ(self->size(), 1);
   self->barrier();

@@ -121,6 +121,8 @@ class Watched final : public Communicator {
     return lazy<float>(values);
   }
   void do_all_gather(Span, Span) override { fail("not used"); }
+  std::unique_ptr<Pending> do_all_gather_async(Span, Span) override { fail("not used"); }
+  std::unique_ptr<Pending> do_reduce_scatter_async(Span, Span) override { fail("not used"); }
   void do_broadcast(Span, int) override { fail("not used"); }
 
  private:
@@ -273,6 +275,85 @@ TEST(GradientReducer, TypesDoNotShareABucket) {
     for (const Tensor& p : {a, wide, half, b}) expect_all(p, 1, "gradient");
     EXPECT_EQ(autograd::grad_of(wide).dtype(), DType::f64);
     EXPECT_EQ(autograd::grad_of(half).dtype(), DType::f32);
+  });
+}
+
+// Where a gradient's memory begins, in bytes from the first of its bucket.
+std::int64_t place_of(const Tensor& parameter, const Tensor& first) {
+  return static_cast<const char*>(autograd::leaf_of(parameter).buffer.data()) -
+         static_cast<const char*>(autograd::leaf_of(first).buffer.data());
+}
+
+TEST(GradientReducer, NeighboursLieSideBySideInTheirOwnOrder) {
+  run_ranks(2, [](Communicator& ranks) {
+    const Tensor q = leaf({4, 3}, 1), k = leaf({2, 4}, 2), v = leaf({8}, 3);
+    const GradientReducer reducer({q, k, v}, ranks, 1 << 20);
+    EXPECT_EQ(reducer.buckets(), 1);
+    EXPECT_EQ(place_of(k, q), 4 * 12);
+    EXPECT_EQ(place_of(v, q), 4 * (12 + 8));
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(autograd::leaf_of(q).buffer.data()) % 16, 0u);
+    EXPECT_EQ(autograd::leaf_of(k).buffer.storage(), autograd::leaf_of(q).buffer.storage());
+  });
+}
+
+TEST(GradientReducer, OddSizesBeginAtMultiplesOf16BytesAndTheGapsAreZero) {
+  run_ranks(2, [](Communicator& ranks) {
+    const Tensor a = leaf({3}, 1), b = leaf({5}, 2), wide = leaf({3}, 3, DType::f64),
+                 wider = leaf({1}, 4, DType::f64);
+    Watched watched(ranks, [] {});
+    GradientReducer reducer({a, b, wide, wider}, watched, 1 << 20);
+    EXPECT_EQ(place_of(b, a), 16);
+    EXPECT_EQ(place_of(wider, wide), 32);
+    reducer.begin(true);
+    pass({a, b, wide, wider}, 3);
+    reducer.finish();
+    EXPECT_EQ(watched.sent, (std::vector<std::size_t>{5, 9}));
+    for (const Tensor& p : {a, b, wide, wider}) expect_all(p, 6, "gradient");
+    EXPECT_EQ(static_cast<const float*>(autograd::leaf_of(a).buffer.data())[3], 0);
+    EXPECT_EQ(static_cast<const double*>(autograd::leaf_of(wide).buffer.data())[3], 0);
+  });
+}
+
+TEST(GradientReducer, BucketsFillFromTheLastParameter) {
+  run_ranks(2, [](Communicator& ranks) {
+    const Tensor a = leaf({4}, 1), b = leaf({4}, 2), c = leaf({4}, 3);
+    Watched watched(ranks, [] {});
+    GradientReducer reducer({a, b, c}, watched, 32);
+    EXPECT_EQ(reducer.buckets(), 2);
+    EXPECT_EQ(place_of(c, b), 16);
+    reducer.begin(true);
+    pass({a, b, c}, 1);
+    reducer.finish();
+    EXPECT_EQ(watched.sent, (std::vector<std::size_t>{8, 4}));
+  });
+}
+
+Tensor meta_leaf(const Shape& shape) {
+  Tensor t = Tensor::empty(shape, DType::f32, Device::meta);
+  autograd::set_requires_grad(t, true);
+  return t;
+}
+
+// Bytes of gradients on meta after a step over `ranks`.
+std::int64_t meta_gradient_bytes(Communicator& ranks) {
+  const auto gradients = static_cast<std::size_t>(Purpose::gradients);
+  const std::int64_t before = memory_stats(Device::meta).live_by_purpose[gradients];
+  const Tensor a = meta_leaf({1 << 10}), b = meta_leaf({1 << 12}), unused = meta_leaf({1 << 10});
+  GradientReducer reducer({a, b, unused}, ranks, 1 << 20);
+  EXPECT_EQ(reducer.buckets(), 1);
+  reducer.begin(true);
+  autograd::backward(ops::add(ops::sum(ops::mul(a, a)), ops::sum(b)));
+  reducer.finish();
+  EXPECT_EQ(autograd::grad_of(b).storage(), autograd::leaf_of(a).buffer.storage());
+  return memory_stats(Device::meta).live_by_purpose[gradients] - before;
+}
+
+TEST(GradientReducer, MetaHasTheMemoryOfManyRanksAndSendsNothing) {
+  const std::int64_t want = 4 * ((1 << 12) + (2 << 10));
+  EXPECT_EQ(meta_gradient_bytes(*self_communicator()), want);
+  run_ranks(2, [&](Communicator& ranks) {
+    if (ranks.rank() > 0) return;
+    EXPECT_EQ(meta_gradient_bytes(ranks), want);
   });
 }
 
