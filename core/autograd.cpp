@@ -17,6 +17,11 @@ bool& recording() {
   return enabled;
 }
 
+bool& cheap_flag() {
+  static thread_local bool on = false;
+  return on;
+}
+
 std::vector<Edge>*& leaf_recorder() {
   static thread_local std::vector<Edge>* recorder = nullptr;
   return recorder;
@@ -56,8 +61,11 @@ struct Pending {
     } else if (owned) {
       add_into(sum, dy);
     } else {
-      sum = sum.contiguous_copy();
-      add_into(sum, dy);
+      const Tensor total = Tensor::empty(sum.shape(), sum.dtype(), sum.device());
+      visit_compute(sum.dtype(), [&]<class T>(std::type_identity<T>) {
+        kernels::add<T>(current_stream(sum.device()), sum.view<T>(), dy.view<T>(), total.view<T>());
+      });
+      sum = total;
       owned = true;
     }
   }
@@ -66,11 +74,16 @@ struct Pending {
 // One walk from a root back over the tape.
 class Pass {
  public:
-  explicit Pass(const std::vector<Edge>& captured) {
-    for (const Edge& edge : captured) captured_.insert(edge.node.get());
+  /// Leaves' hooks wait for the pass that ends at them; a pass inside recompute calls none.
+  explicit Pass(const std::vector<Edge>& captured, bool hooks = true) : hooks_(hooks) {
+    for (const Edge& edge : captured) {
+      if (edge.node != nullptr) captured_.insert(edge.node.get());
+    }
   }
 
-  void run(const Edge& root, Tensor dy) {
+  /// `unit`: dy is known to be 1.
+  void run(const Edge& root, Tensor dy, bool unit = false) {
+    unit_root_ = unit ? root.node.get() : nullptr;
     count_edges(root.node);
     missing_[root.node.get()] = 1;
     arrive(root, std::move(dy));
@@ -107,13 +120,15 @@ class Pass {
   void visit(Node& node) {
     if (captured_.count(&node) != 0) return;
     if (auto* leaf = dynamic_cast<Leaf*>(&node)) {
+      if (!hooks_) return;
       for (const Leaf::Hook& hook : leaf->hooks) hook(*leaf);
       return;
     }
     const auto found = pending_.find(&node);
     Tensor dy = found != pending_.end() ? std::move(found->second.sum) : Tensor();
     pending_.erase(&node);
-    Grads grads = dy.defined() ? node.backward(dy) : Grads(node.inputs.size());
+    const PassContext context(node, captured_, &node == unit_root_);
+    Grads grads = dy.defined() ? node.backward(dy, context) : Grads(node.inputs.size());
     dy = {};
     check(grads.size() == node.inputs.size(), node.name());
     for (std::size_t i = 0; i < grads.size(); ++i) arrive(node.inputs[i], std::move(grads[i]));
@@ -133,6 +148,8 @@ class Pass {
     if (--missing_[node] == 0) ready_.push(edge.node);
   }
 
+  bool hooks_;
+  const Node* unit_root_ = nullptr;
   std::unordered_set<const Node*> captured_;
   std::unordered_map<const Node*, int> missing_;
   std::unordered_map<const Node*, Pending> pending_;
@@ -151,22 +168,39 @@ class RecomputeNode final : public Node {
       : fn_(std::move(fn)), saved_(std::move(saved)), state_(state) {}
   const char* name() const override { return "recompute"; }
 
-  Grads backward(const Tensor& dy) override {
+  Grads backward(const Tensor& dy, const PassContext& outer) override {
     check(fn_ != nullptr, "a second backward pass over freed tensors");
     const EnableGradScope record;
     const RandomState outside = random_state();
     random_state() = state_;
-    std::vector<Edge> wanted = inputs;  // the first saved_.size() are replaced by leaves of this pass
-    for (std::size_t i = 0; i < saved_.size(); ++i) {
+    std::vector<Edge> wanted(inputs.size());  // other leaves collect their gradients themselves
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
       if (inputs[i].node == nullptr) continue;
-      set_requires_grad(saved_[i], true);
-      wanted[i] = saved_[i].edge();
+      if (i < saved_.size()) {
+        set_requires_grad(saved_[i], true);
+        wanted[i] = saved_[i].edge();
+      } else if (outer.captured(i)) {
+        wanted[i] = inputs[i];
+      }
     }
     const Tensor y = fn_(saved_);
     random_state() = outside;
     fn_ = nullptr;
-    Grads grads = gradients(y, dy, wanted);
+    Grads grads = gradients_within(y, dy, wanted);
     saved_.clear();
+    return grads;
+  }
+
+ private:
+  static Grads gradients_within(const Tensor& y, const Tensor& dy, const std::vector<Edge>& wanted) {
+    Grads grads(wanted.size());
+    if (!y.requires_grad()) return grads;
+    const NoGradScope no_grad;
+    Pass pass(wanted, false);
+    pass.run(y.edge(), dy);
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+      if (wanted[i].node != nullptr) grads[i] = pass.captured(wanted[i].node.get());
+    }
     return grads;
   }
 
@@ -179,11 +213,36 @@ class RecomputeNode final : public Node {
 }  // namespace
 
 Leaf::Leaf(const Tensor& value)
-    : shape_(value.shape()), grad_dtype_(value.dtype() == DType::bf16 ? DType::f32 : value.dtype()) {
+    : shape_(value.shape()),
+      grad_dtype_(value.dtype() == DType::bf16 ? DType::f32 : value.dtype()),
+      device_(value.device()) {
   sequence = std::numeric_limits<std::uint64_t>::max();  // hooks run as soon as the gradient is whole
 }
 
-Grads Leaf::backward(const Tensor&) { return {}; }
+Grads Leaf::backward(const Tensor&, const PassContext&) { return {}; }
+
+GradSink Leaf::open() {
+  const bool add = grad.defined();
+  if (!add) {
+    const PurposeScope purpose(Purpose::gradients);
+    grad = buffer.defined() ? buffer : Tensor::empty(shape_, grad_dtype_, device_);
+  }
+  return {grad, add};
+}
+
+std::optional<GradSink> PassContext::take_leaf(std::size_t i) const {
+  auto* leaf = captured(i) ? nullptr : dynamic_cast<Leaf*>(node_.inputs.at(i).node.get());
+  return leaf == nullptr ? std::nullopt : std::optional(leaf->open());
+}
+
+std::optional<GradSink> PassContext::peek_leaf(std::size_t i) const {
+  const auto* leaf = captured(i) ? nullptr : dynamic_cast<const Leaf*>(node_.inputs.at(i).node.get());
+  return leaf == nullptr ? std::nullopt : std::optional(leaf->peek());
+}
+
+bool PassContext::captured(std::size_t i) const {
+  return captured_.count(node_.inputs.at(i).node.get()) != 0;
+}
 
 void Leaf::accumulate(Tensor dy) {
   if (dy.shape() != shape_) fail("gradient of {} for a leaf of {}", to_string(dy.shape()), to_string(shape_));
@@ -200,6 +259,16 @@ void Leaf::accumulate(Tensor dy) {
     grad.storage()->retag(Purpose::gradients);
   }
 }
+
+bool cheap_recompute() { return cheap_flag(); }
+CheapRecomputeScope::CheapRecomputeScope(bool on) : before_(cheap_flag()) { cheap_flag() = on; }
+CheapRecomputeScope::~CheapRecomputeScope() { cheap_flag() = before_; }
+
+Saved::Saved(const Tensor& value) : recipe_(value.recipe()), shape_(value.shape()) {
+  if (recipe_ == nullptr) value_ = value;
+}
+
+Tensor Saved::get() const { return recipe_ == nullptr ? value_ : recipe_->make().reshaped(shape_); }
 
 bool grad_enabled() { return recording(); }
 
@@ -227,14 +296,14 @@ Tensor grad_of(const Tensor& parameter) {
 void backward(const Tensor& root, const Tensor& dy) {
   check(root.requires_grad(), "backward from a tensor with history");
   const NoGradScope no_grad;
-  Pass({}).run(root.edge(), dy.defined() ? dy : ones_like(root));
+  Pass({}).run(root.edge(), dy.defined() ? dy : ones_like(root), !dy.defined());
 }
 
 Grads gradients(const Tensor& root, const Tensor& dy, const std::vector<Edge>& inputs) {
   if (!root.requires_grad()) return Grads(inputs.size());
   const NoGradScope no_grad;
   Pass pass(inputs);
-  pass.run(root.edge(), dy.defined() ? dy : ones_like(root));
+  pass.run(root.edge(), dy.defined() ? dy : ones_like(root), !dy.defined());
   Grads grads;
   for (const Edge& edge : inputs) grads.push_back(edge.node ? pass.captured(edge.node.get()) : Tensor());
   return grads;

@@ -8,12 +8,15 @@
 //     where not needed
 //   };
 //   Tensor scale(const Tensor& x, double factor) { return autograd::apply(Scale{factor}, x); }
+// A vjp may take a third argument, `const PassContext& pass`: then it can write gradients of parameters to
+// their place at once.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <unordered_set>
 #include <vector>
 
 #include "core/tensor.h"
@@ -24,12 +27,41 @@ namespace ridge::autograd {
 using Needs = std::vector<bool>;
 using Grads = std::vector<Tensor>;
 
+class Leaf;
+class Node;
+
+/// Memory for the gradient of a leaf: an op writes there, or adds, in place of returning a tensor.
+struct GradSink {
+  Tensor grad;
+  bool add = false;  // whether the memory holds a gradient already
+};
+
+/// What a backward pass offers to the op that it visits.
+class PassContext {
+ public:
+  PassContext(const Node& node, const std::unordered_set<const Node*>& captured, bool unit)
+      : node_(node), captured_(captured), unit_(unit) {}
+  /// The gradient memory of input `i` where that is a leaf. Once taken, the op must fill it.
+  std::optional<GradSink> take_leaf(std::size_t i) const;
+  /// The same place without taking it; its tensor is undefined where there is no memory yet.
+  std::optional<GradSink> peek_leaf(std::size_t i) const;
+  /// Whether input `i` is one whose gradient the caller of gradients() wants as a tensor.
+  bool captured(std::size_t i) const;
+  /// Whether the gradient that arrives is known to be 1, so that nothing need be multiplied by it.
+  bool unit() const { return unit_; }
+
+ private:
+  const Node& node_;
+  const std::unordered_set<const Node*>& captured_;
+  bool unit_;
+};
+
 /// A step of the tape: takes the gradient of its output to those of its inputs.
 class Node {
  public:
   virtual ~Node() = default;
   /// Called once in a backward pass; frees what was saved.
-  virtual Grads backward(const Tensor& dy) = 0;
+  virtual Grads backward(const Tensor& dy, const PassContext& pass) = 0;
   virtual const char* name() const = 0;
 
   std::vector<Edge> inputs;
@@ -41,11 +73,14 @@ class Leaf final : public Node {
  public:
   using Hook = std::function<void(Leaf&)>;
   explicit Leaf(const Tensor& value);
-  Grads backward(const Tensor& dy) override;
+  Grads backward(const Tensor& dy, const PassContext& pass) override;
   const char* name() const override { return "leaf"; }
 
   /// Adds to the gradient: in place where there is one, else into `buffer`; without one it keeps `dy` itself.
   void accumulate(Tensor dy);
+  /// The gradient's memory, for an op that fills it itself.
+  GradSink open();
+  GradSink peek() const { return grad.defined() ? GradSink{grad, true} : GradSink{buffer, false}; }
 
   Tensor grad;    // of the value's shape; undefined until a backward pass reaches it
   Tensor buffer;  // optional memory for grad, such as a slice of a reduction bucket
@@ -55,6 +90,7 @@ class Leaf final : public Node {
  private:
   Shape shape_;
   DType grad_dtype_;
+  Device device_;
 };
 
 bool grad_enabled();
@@ -102,6 +138,42 @@ Grads gradients(const Tensor& root, const Tensor& dy, const std::vector<Edge>& i
 /// Random state at entry is restored, so results are the same bits.
 Tensor recompute(std::function<Tensor(const std::vector<Tensor>&)> fn, const std::vector<Tensor>& inputs);
 
+/// How to make a tensor again from what is kept anyway: a cheap op's output need not be saved.
+class Recipe {
+ public:
+  explicit Recipe(std::function<Tensor()> make) : make_(std::move(make)) {}
+  Tensor make() const { return make_(); }
+
+ private:
+  std::function<Tensor()> make_;
+};
+
+/// Whether cheap ops give their outputs a recipe: selective recompute (Korthikanti et al., 2022).
+bool cheap_recompute();
+class CheapRecomputeScope {
+ public:
+  explicit CheapRecomputeScope(bool on);
+  ~CheapRecomputeScope();
+  CheapRecomputeScope(const CheapRecomputeScope&) = delete;
+  CheapRecomputeScope& operator=(const CheapRecomputeScope&) = delete;
+
+ private:
+  bool before_;
+};
+
+/// A tensor kept for the backward pass: the tensor itself, or its recipe.
+class Saved {
+ public:
+  Saved() = default;
+  explicit Saved(const Tensor& value);
+  Tensor get() const;
+
+ private:
+  Tensor value_;
+  std::shared_ptr<const Recipe> recipe_;
+  Shape shape_;
+};
+
 namespace detail {
 
 std::uint64_t next_sequence();
@@ -112,10 +184,15 @@ template <class Op>
 class OpNode final : public Node {
  public:
   OpNode(Op op, Needs needs) : op_(std::move(op)), needs_(std::move(needs)) {}
-  Grads backward(const Tensor& dy) override {
+  Grads backward(const Tensor& dy, const PassContext& pass) override {
     check(op_.has_value(), "a second backward pass over freed tensors");
     const NoGradScope no_grad;
-    Grads grads = op_->vjp(dy, needs_);
+    Grads grads;
+    if constexpr (requires { op_->vjp(dy, needs_, pass); }) {
+      grads = op_->vjp(dy, needs_, pass);
+    } else {
+      grads = op_->vjp(dy, needs_);
+    }
     op_.reset();
     return grads;
   }
@@ -143,6 +220,34 @@ Tensor apply(Op op, const Inputs&... inputs) {
   if (!record) return y;
   auto node = std::make_shared<detail::OpNode<Op>>(std::move(op), Needs{inputs.requires_grad()...});
   node->inputs = {inputs.edge()...};
+  node->sequence = detail::next_sequence();
+  y.set_edge({std::move(node), 0});
+  return y;
+}
+
+/// As apply, for an op whose forward takes all its inputs as one vector; some may be undefined.
+template <class Op>
+Tensor apply_all(Op op, const std::vector<Tensor>& inputs) {
+  Needs needs;
+  std::vector<Tensor> values;
+  bool any = false;
+  for (const Tensor& input : inputs) {
+    needs.push_back(grad_enabled() && input.requires_grad());
+    any = any || needs.back();
+    values.push_back(input.detached());
+  }
+  if constexpr (requires { op.prepare(Needs{}); }) op.prepare(needs);
+  Tensor y;
+  {
+    const NoGradScope no_grad;
+    y = op.forward(values);
+  }
+  auto node = any ? std::make_shared<detail::OpNode<Op>>(std::move(op), needs) : nullptr;
+  for (const Tensor& input : inputs) {
+    if (!grad_enabled()) detail::note_leaf(input.edge());
+    if (any) node->inputs.push_back(input.edge());
+  }
+  if (!any) return y;
   node->sequence = detail::next_sequence();
   y.set_edge({std::move(node), 0});
   return y;

@@ -1,9 +1,22 @@
 #include "core/tensor.h"
 
+#include "core/base/cuda.h"
 #include "core/base/stream.h"
 #include "kernels/copy.h"
+#include "kernels/fill.h"
 
 namespace ridge {
+namespace {
+
+// Bytes of contiguous memory from one device to another.
+void transfer(const Tensor& to, const Tensor& from) {
+  if (to.device() == Device::meta || from.device() == Device::meta) return;
+  const Stream& stream = current_stream(Device::cuda);
+  cuda::copy(to.data(), from.data(), from.bytes(), stream);
+  if (to.device() == Device::cpu) cuda::synchronize(stream);
+}
+
+}  // namespace
 
 Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
   std::int64_t bytes = 0;
@@ -21,13 +34,22 @@ Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
 Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
   Tensor t = empty(shape, dtype, device);
   if (device == Device::cpu) std::memset(t.data(), 0, static_cast<std::size_t>(t.bytes()));
+  if (device == Device::cuda) cuda::fill_bytes(t.data(), 0, t.bytes(), current_stream(device));
   return t;
 }
 
 Tensor Tensor::full(const Shape& shape, double value, DType dtype, Device device) {
+  if (device == Device::cuda && !(is_floating(dtype) && dtype != DType::f16))
+    return full(shape, value, dtype).on(device);
   Tensor t = empty(shape, dtype, device);
+  if (device == Device::meta) return t;
+  if (device == Device::cuda) {
+    visit_compute(dtype, [&]<class T>(std::type_identity<T>) {
+      kernels::fill<T>(current_stream(device), t.view<T>(), value);
+    });
+    return t;
+  }
   const double source = value;
-  if (device != Device::cpu) return t;
   kernels::convert(current_stream(device), DType::f64, &source, shape,
                    Tensor::empty({}, DType::f64).expanded(shape).strides(), dtype, t.data(), t.strides());
   return t;
@@ -64,7 +86,8 @@ void* Tensor::data() const {
 }
 
 double Tensor::item() const {
-  check(numel() == 1 && device_ == Device::cpu, "item of one element on the CPU");
+  check(numel() == 1, "item of a tensor of one element");
+  if (device_ == Device::cuda) return on(Device::cpu).item();
   return visit_any(dtype_, [&]<class T>(std::type_identity<T>) {
     const T value = *static_cast<const T*>(data());
     if constexpr (std::is_arithmetic_v<T>) {
@@ -100,6 +123,7 @@ Tensor Tensor::transposed(int dim0, int dim1) const {
   Tensor t = detached();
   std::swap(t.shape_[dim0], t.shape_[dim1]);
   std::swap(t.strides_[dim0], t.strides_[dim1]);
+  t.recipe_ = nullptr;
   return t;
 }
 
@@ -110,6 +134,7 @@ Tensor Tensor::sliced(int dim, std::int64_t begin, std::int64_t end) const {
   Tensor t = detached();
   t.shape_[dim] = end - begin;
   t.offset_ += begin * strides_[dim];
+  t.recipe_ = nullptr;
   return t;
 }
 
@@ -118,6 +143,7 @@ Tensor Tensor::expanded(const Shape& shape) const {
   Tensor t = detached();
   t.shape_ = shape;
   t.strides_ = shape;
+  t.recipe_ = nullptr;
   const int lead = shape.ndim() - ndim();
   for (int d = 0; d < shape.ndim(); ++d) {
     const bool repeated = d < lead || shape_[d - lead] != shape[d];
@@ -147,9 +173,38 @@ Tensor Tensor::as_row_dense() const {
 
 void Tensor::copy_from(const Tensor& other) const {
   if (other.shape() != shape_) fail("copy of {} into {}", to_string(other.shape()), to_string(shape_));
-  check(device_ == other.device(), "copy within one device");
+  if (device_ != other.device()) {
+    const Tensor there = other.as_contiguous();
+    if (contiguous() && there.dtype() == dtype_) return transfer(*this, there);
+    const Tensor here = empty(shape_, there.dtype(), device_);
+    transfer(here, there);
+    return copy_from(here);
+  }
   kernels::convert(current_stream(device_), other.dtype(), other.data(), shape_, other.strides(), dtype_,
                    data(), strides_);
+}
+
+Tensor Tensor::on(Device device) const {
+  if (device == device_) return *this;
+  const Tensor t = empty(shape_, dtype_, device);
+  t.copy_from(*this);
+  return t;
+}
+
+Tensor Tensor::joined(const std::vector<Tensor>& parts) {
+  Tensor all = parts.front().detached();
+  all.recipe_ = nullptr;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const Tensor& part = parts[i];
+    if (!part.defined() || !part.contiguous() || part.storage_ != all.storage_ || part.ndim() != all.ndim())
+      return {};
+    if (i == 0) continue;
+    const bool fits = part.offset_ == all.offset_ + all.numel() && part.numel() % part.dim(0) == 0 &&
+                      part.numel() / part.dim(0) == all.numel() / all.dim(0);
+    if (!fits || part.dtype_ != all.dtype_) return {};
+    all.shape_[0] += part.dim(0);
+  }
+  return all;
 }
 
 Tensor Tensor::detached() const {

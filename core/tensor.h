@@ -19,6 +19,7 @@ struct Edge {
   std::shared_ptr<Node> node;
   int slot = 0;
 };
+class Recipe;
 }  // namespace autograd
 
 class Tensor {
@@ -48,6 +49,9 @@ class Tensor {
   DType dtype() const { return dtype_; }
   Device device() const { return device_; }
   bool contiguous() const;
+  /// Parts that follow one another in one storage, as one tensor along dimension 0; undefined where they do
+  /// not.
+  static Tensor joined(const std::vector<Tensor>& parts);
   /// The first element's address; null on meta.
   void* data() const;
   const std::shared_ptr<Storage>& storage() const { return storage_; }
@@ -64,7 +68,7 @@ class Tensor {
     check(contiguous() && device_ == Device::cpu, "span of a contiguous CPU tensor");
     return {view<T>().data, static_cast<std::size_t>(numel())};
   }
-  /// The value of a tensor of one element.
+  /// The value of a tensor of one element; waits for a GPU.
   double item() const;
 
   // Views of the same storage, without history. The differentiable ones are in core/ops/shape.h.
@@ -78,13 +82,17 @@ class Tensor {
   Tensor contiguous_copy() const;             // always new storage
   Tensor as_contiguous() const;               // itself where it is contiguous
   Tensor as_row_dense() const;                // itself where the last dimension is dense
-  void copy_from(const Tensor& other) const;  // same shape, any dtype
+  void copy_from(const Tensor& other) const;  // same shape, any dtype, any device; from a GPU it waits
+  Tensor on(Device device) const;             // itself where it is there; from a GPU it waits
 
   /// The same data without history.
   Tensor detached() const;
   bool requires_grad() const { return edge_.node != nullptr; }
   const autograd::Edge& edge() const { return edge_; }
   void set_edge(autograd::Edge edge) { edge_ = std::move(edge); }
+  /// How to make these elements again; null where nothing knows. Kept by reshaped() alone.
+  const std::shared_ptr<const autograd::Recipe>& recipe() const { return recipe_; }
+  void set_recipe(std::shared_ptr<const autograd::Recipe> recipe) { recipe_ = std::move(recipe); }
 
  private:
   std::shared_ptr<Storage> storage_;
@@ -94,6 +102,7 @@ class Tensor {
   DType dtype_ = DType::f32;
   Device device_ = Device::cpu;
   autograd::Edge edge_;
+  std::shared_ptr<const autograd::Recipe> recipe_;
 };
 
 }  // namespace ridge

@@ -1,6 +1,10 @@
 #include "launch/batch_source.h"
 
 #include <algorithm>
+#include <cstring>
+
+#include "core/base/cuda.h"
+#include "core/base/stream.h"
 
 namespace ridge {
 namespace {
@@ -17,6 +21,46 @@ std::int64_t checked_samples(const TokenStream& stream, std::int64_t sequence_le
 
 }  // namespace
 
+// Page-locked memory for batches on their way to a GPU; a slot is used again once its copy is done.
+class Staging {
+ public:
+  ~Staging() {
+    for (Slot& slot : slots_) cuda::release_pinned(slot.data);
+  }
+  Staging() = default;
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+
+  Tensor upload(const Tensor& batch) {
+    const Stream& stream = current_stream(Device::cuda);
+    Slot& slot = free_slot(batch.bytes());
+    std::memcpy(slot.data, batch.data(), static_cast<std::size_t>(batch.bytes()));
+    const Tensor there = Tensor::empty(batch.shape(), batch.dtype(), Device::cuda);
+    cuda::copy(there.data(), slot.data, batch.bytes(), stream);
+    slot.copied.record(stream);
+    return there;
+  }
+
+ private:
+  struct Slot {
+    void* data;
+    std::int64_t bytes;
+    cuda::Event copied;
+  };
+
+  Slot& free_slot(std::int64_t bytes) {
+    for (Slot& slot : slots_) {
+      if (slot.bytes >= bytes && slot.copied.done()) return slot;
+    }
+    slots_.push_back({cuda::allocate_pinned(bytes), bytes, cuda::Event()});
+    return slots_.back();
+  }
+
+  std::vector<Slot> slots_;
+};
+
+BatchSource::~BatchSource() = default;
+
 BatchSource::BatchSource(std::unique_ptr<TokenStream> stream, std::int64_t sequence_length, bool shuffled,
                          std::uint64_t seed)
     : stream_(std::move(stream)),
@@ -24,7 +68,7 @@ BatchSource::BatchSource(std::unique_ptr<TokenStream> stream, std::int64_t seque
       order_(checked_samples(*stream_, sequence_length), shuffled, seed),
       sample_(static_cast<std::size_t>(sequence_length) + 1) {}
 
-Batch BatchSource::read(std::int64_t first, std::int64_t rows) {
+Batch BatchSource::read(std::int64_t first, std::int64_t rows, Device device) {
   const Shape shape{rows, sequence_length_};
   Batch batch{Tensor::empty(shape, DType::i32), Tensor::empty(shape, DType::i32)};
   for (std::int64_t row = 0; row < rows; ++row) {
@@ -34,7 +78,9 @@ Batch BatchSource::read(std::int64_t first, std::int64_t rows) {
     std::copy(sample_.begin(), sample_.end() - 1, begin);
     std::copy(sample_.begin() + 1, sample_.end(), target);
   }
-  return batch;
+  if (device != Device::cuda) return batch;
+  if (staging_ == nullptr) staging_ = std::make_unique<Staging>();
+  return {staging_->upload(batch.ids), staging_->upload(batch.targets)};
 }
 
 }  // namespace ridge

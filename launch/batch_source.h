@@ -15,14 +15,18 @@ struct Batch {
   Tensor targets;  // [B, T] i32, the token after each id
 };
 
+class Staging;
+
 class BatchSource {
  public:
   /// A UserError where the stream holds not one sample of sequence_length + 1 tokens.
   BatchSource(std::unique_ptr<TokenStream> stream, std::int64_t sequence_length, bool shuffled,
               std::uint64_t seed);
+  ~BatchSource();
 
-  /// Samples at positions first .. first + rows - 1 of the run's order.
-  Batch read(std::int64_t first, std::int64_t rows);
+  /// Samples at positions first .. first + rows - 1 of the run's order, on `device`; a copy to a GPU is
+  /// queued.
+  Batch read(std::int64_t first, std::int64_t rows, Device device = Device::cpu);
   std::int64_t samples() const { return order_.samples(); }
 
  private:
@@ -30,6 +34,7 @@ class BatchSource {
   std::int64_t sequence_length_;
   SampleOrder order_;
   std::vector<std::int32_t> sample_;  // T + 1 tokens
+  std::unique_ptr<Staging> staging_;
 };
 
 }  // namespace ridge

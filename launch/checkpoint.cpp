@@ -59,7 +59,7 @@ void write_rank_file(const std::string& path, const std::vector<NamedTensor>& te
   for (const NamedTensor& t : tensors) {
     const Tensor value = t.value.detached().as_contiguous();
     const std::string name = "/" + t.name;
-    file.write_dataset(name, value.dtype(), dims_of(value), bytes_of(value));
+    file.write_dataset(name, value.dtype(), dims_of(value), bytes_of(value.on(Device::cpu)));
   }
   file.close();
 }

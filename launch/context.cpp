@@ -2,7 +2,23 @@
 
 #include <cstdio>
 
+#include "core/base/cuda.h"
+#include "core/base/error.h"
+
 namespace ridge {
+
+Device Context::use_device(const std::string& fallback) const {
+  const std::string& name = device == "auto" ? fallback : device;
+  Device chosen = parse_device(name);
+  if (chosen == Device::cuda && name == "auto" &&
+      static_cast<int>(cuda_devices().size()) < mpi_.local_size()) {
+    note(fmt::format("{} rank(s) on this host share {} GPU(s): the CPU is used", mpi_.local_size(),
+                     cuda_devices().size()));
+    chosen = Device::cpu;
+  }
+  if (chosen == Device::cuda) cuda::select_device(mpi_.local_rank());
+  return chosen;
+}
 
 void Context::emit(const JsonObject& object, const std::string& text) const {
   if (!is_root()) return;

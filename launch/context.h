@@ -17,6 +17,9 @@ class Context {
 
   parallel::Communicator& ranks() const { return mpi_.world(); }
   bool is_root() const { return mpi_.world().rank() == 0; }
+  /// The device of --device, or of `fallback` where that is auto: made ready for this rank. One rank a GPU;
+  /// auto takes the CPU where a host has more ranks than GPUs.
+  Device use_device(const std::string& fallback = "auto") const;
   /// On rank 0: the object on stdout with --json, else `text`.
   void emit(const JsonObject& object, const std::string& text) const;
   /// On rank 0: one line on stderr.

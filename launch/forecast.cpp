@@ -16,16 +16,16 @@ void meta_step(models::Llama& model, const config::RunConfig& run, const Prepare
     const Tensor ids = Tensor::empty(shape, DType::i32, Device::meta);
     autograd::backward(model.loss(ids, ids, 1));
   }
-  optim::gradient_norm(prepared.trained);
-  optimizer.step(1e-3, 1);
+  optimizer.step(1e-3, {1.0, optim::gradient_norm_tensor(prepared.trained), 1.0});
   optim::clear_gradients(prepared.trained);
 }
 
 }  // namespace
 
 Forecast forecast_training(const models::ModelConfig& config, const config::RunConfig& run,
-                           std::int64_t micro_batches, const Ceilings& roof) {
+                           std::int64_t micro_batches, Device device, const Ceilings& roof) {
   reset_memory_peaks(Device::meta);
+  current_stream(Device::meta).meta_device = device;
   models::Llama model(config, training_dtype(run), Device::meta);
   const Prepared prepared = parallelize(model, run);
   const auto optimizer = optim::make_optimizer(optimizer_options(run), prepared.trained);

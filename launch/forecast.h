@@ -18,8 +18,9 @@ struct Forecast {
   std::int64_t peak_bytes = 0;  // of one rank, with the pool's free blocks
 };
 
-/// Runs two training steps of one rank on meta: `micro_batches` of `micro_batch` sequences each.
+/// Runs two training steps of one rank on meta, sized for `device`: `micro_batches` of `micro_batch`
+/// sequences each.
 Forecast forecast_training(const models::ModelConfig& model, const config::RunConfig& run,
-                           std::int64_t micro_batches, const Ceilings& roof);
+                           std::int64_t micro_batches, Device device, const Ceilings& roof);
 
 }  // namespace ridge

@@ -22,9 +22,11 @@ void add_model_options(const Command& command, ModelOptions& options, const std:
 }
 
 std::unique_ptr<models::Llama> load(const ModelOptions& options, const Context& context) {
+  const Device device = context.use_device();
   models::LoadedModel loaded =
-      models::load_model(options.model, resolve_dtype(options), models::LoadMode::read);
-  if (!options.adapter.empty()) lora::load_adapter(loaded.model->linears(), options.adapter, loaded.notes);
+      models::load_model(options.model, resolve_dtype(options), models::LoadMode::read, device);
+  if (!options.adapter.empty())
+    lora::load_adapter(loaded.model->linears(), options.adapter, loaded.notes, device);
   for (const std::string& note : loaded.notes) context.note(note);
   return std::move(loaded.model);
 }

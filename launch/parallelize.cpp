@@ -37,7 +37,8 @@ void add_adapters(models::Llama& model, const config::RunConfig& run, Prepared& 
       prepared.adapter = lora::read_adapter_config(run.adapter().path(), prepared.notes);
       lora::add_adapters(model.linears(), *prepared.adapter, seed, Device::meta);
     } else {
-      prepared.adapter = lora::load_adapter(model.linears(), run.adapter().path(), prepared.notes);
+      prepared.adapter =
+          lora::load_adapter(model.linears(), run.adapter().path(), prepared.notes, model.device());
     }
   } else if (run.has_lora()) {
     prepared.adapter = lora_config(run);
@@ -47,10 +48,17 @@ void add_adapters(models::Llama& model, const config::RunConfig& run, Prepared& 
 
 }  // namespace
 
+models::Recompute parse_recompute(std::string_view name) {
+  if (name == "none") return models::Recompute::none;
+  if (name == "selective") return models::Recompute::selective;
+  if (name == "blocks") return models::Recompute::blocks;
+  fail_user("recompute '{}' is unknown: use none, selective or blocks", name);
+}
+
 Prepared parallelize(models::Llama& model, const config::RunConfig& run) {
   Prepared prepared;
   add_adapters(model, run, prepared);
-  model.set_recompute(run.train().recompute() == "blocks");
+  model.set_recompute(parse_recompute(run.train().recompute()));
   const bool decay_all = run.optim().decay() == "all";
   for (const nn::Parameter& p : model.parameters()) {
     if (prepared.adapter && !lora::is_adapter_parameter(p.name)) continue;

@@ -21,6 +21,9 @@ struct Prepared {
   std::vector<std::string> notes;
 };
 
+/// "none", "selective" or "blocks".
+models::Recompute parse_recompute(std::string_view name);
+
 /// Order: keep the pipeline stage, quantize, apply the tensor parallel plan, add adapters, set recompute,
 /// shard. Of these this version has adapters and recompute. Works on meta too.
 Prepared parallelize(models::Llama& model, const config::RunConfig& config);

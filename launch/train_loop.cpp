@@ -104,12 +104,12 @@ void prepare_output(const config::RunConfig& run) {
 // Holds what the loop of one run needs beside the trainer.
 class Loop {
  public:
-  Loop(const config::RunConfig& run, parallel::Communicator& ranks, const Ceilings& roof)
+  Loop(const config::RunConfig& run, parallel::Communicator& ranks, Device device, const Ceilings& roof)
       : run_(run),
         ranks_(ranks),
-        trainer_(run, ranks),
+        trainer_(run, ranks, device),
         windows_(validation_windows(run, trainer_.model().config().vocab_size)) {
-    forecast_ = forecast_training(trainer_.model().config(), run, trainer_.micro_batches(), roof);
+    forecast_ = forecast_training(trainer_.model().config(), run, trainer_.micro_batches(), device, roof);
     first_ = resume(run, trainer_);
     if (ranks.rank() != 0) return;
     prepare_output(run);
@@ -122,7 +122,7 @@ class Loop {
     result_.steps = first_;
     result_.predicted_bytes = forecast_.peak_bytes;
     for (std::int64_t step = first_; step < run_.train().steps(); ++step) one_step(step, on_step);
-    result_.peak_bytes = memory_stats(Device::cpu).peak_reserved;
+    result_.peak_bytes = memory_stats(trainer_.model().device()).peak_reserved;
     result_.tokens_per_s = median(speeds_);
     result_.limit_share = median(shares_);
     if (log_) log_->flush();
@@ -184,9 +184,9 @@ class Loop {
 
 }  // namespace
 
-TrainResult train(const config::RunConfig& run, parallel::Communicator& ranks, const Ceilings& roof,
-                  const std::function<void(const StepReport&)>& on_step) {
-  Loop loop(run, ranks, roof);
+TrainResult train(const config::RunConfig& run, parallel::Communicator& ranks, Device device,
+                  const Ceilings& roof, const std::function<void(const StepReport&)>& on_step) {
+  Loop loop(run, ranks, device, roof);
   return loop.go(on_step);
 }
 

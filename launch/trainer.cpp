@@ -6,6 +6,7 @@
 #include "core/base/stream.h"
 #include "core/random_state.h"
 #include "core/text/tokenizer.h"
+#include "kernels/elementwise.h"
 #include "kernels/reduce.h"
 #include "launch/run_config.pb.h"
 #include "launch/training_setup.h"
@@ -36,8 +37,9 @@ std::string name_of_bad(models::Llama& model, const std::vector<optim::TrainedPa
 
 }  // namespace
 
-Trainer::Trainer(const config::RunConfig& run, parallel::Communicator& ranks) : run_(run), ranks_(ranks) {
-  models::LoadedModel loaded = make_model(run);
+Trainer::Trainer(const config::RunConfig& run, parallel::Communicator& ranks, Device device)
+    : run_(run), ranks_(ranks), device_(device) {
+  models::LoadedModel loaded = make_model(run, device);
   notes_ = std::move(loaded.notes);
   model_ = std::move(loaded.model);
   prepared_ = parallelize(*model_, run);
@@ -64,22 +66,32 @@ std::int64_t Trainer::micro_batches() const {
   return run_.train().global_batch() / (ranks_.size() * run_.train().micro_batch());
 }
 
-double Trainer::forward_backward(std::int64_t step) {
+void Trainer::fetch(std::int64_t step) {
+  if (step == fetched_ || step >= run_.train().steps()) return;
   const std::int64_t global = run_.train().global_batch(), micro = run_.train().micro_batch();
   const std::int64_t share = global / ranks_.size();
+  batches_.clear();
+  for (std::int64_t done = 0; done < share; done += micro)
+    batches_.push_back(data_->read(step * global + ranks_.rank() * share + done, micro, device_));
+  fetched_ = step;
+}
+
+Tensor Trainer::forward_backward(std::int64_t step) {
+  const std::int64_t micro = run_.train().micro_batch(), share = run_.train().global_batch() / ranks_.size();
   const double scale = 1.0 / static_cast<double>(tokens_per_step());
-  double loss = 0;
-  for (std::int64_t done = 0; done < share; done += micro) {
-    reducer_->begin(done + micro == share);
-    const std::int64_t row = ranks_.rank() * share + done;  // place in the global batch
+  const Tensor loss = Tensor::zeros({1}, DType::f64, device_);
+  fetch(step);
+  for (std::size_t m = 0; m < batches_.size(); ++m) {
+    reducer_->begin(m + 1 == batches_.size());
+    const std::int64_t row =
+        ranks_.rank() * share + static_cast<std::int64_t>(m) * micro;  // in the global batch
     random_state() = {static_cast<std::uint64_t>(run_.train().seed()), step, row, 0};
-    const Batch batch = data_->read(step * global + row, micro);
-    const Tensor mean = model_->loss(batch.ids, batch.targets, scale);
-    loss += mean.item();
+    const Tensor mean = model_->loss(batches_[m].ids, batches_[m].targets, scale);
+    kernels::accumulate<float, double>(current_stream(device_), mean.reshaped({1}).view<float>(),
+                                       loss.view<double>());
     autograd::backward(mean);
   }
   reducer_->finish();
-  ranks_.all_reduce(std::span<double>(&loss, 1));
   return loss;
 }
 
@@ -93,11 +105,15 @@ void Trainer::check_finite(std::int64_t step, double loss, double norm) const {
 
 StepResult Trainer::step(std::int64_t step) {
   StepResult result;
-  result.loss = forward_backward(step);
-  result.grad_norm = optim::gradient_norm(prepared_.trained);
-  check_finite(step, result.loss, result.grad_norm);
+  const Tensor loss = forward_backward(step);
+  const Tensor norm = optim::gradient_norm_tensor(prepared_.trained);
   result.lr = learning_rate(schedule_options(run_), step, run_.train().steps());
-  optimizer_->step(result.lr, optim::clip_factor(result.grad_norm, run_.optim().clip_norm()));
+  optimizer_->step(result.lr, {1.0, norm, run_.optim().clip_norm()});
+  fetch(step + 1);
+  result.loss = loss.item();
+  result.grad_norm = norm.item();
+  ranks_.all_reduce(std::span<double>(&result.loss, 1));
+  check_finite(step, result.loss, result.grad_norm);
   optim::clear_gradients(prepared_.trained);
   return result;
 }

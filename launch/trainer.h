@@ -18,6 +18,7 @@ class RunConfig;
 
 namespace ridge {
 
+/// What a step did.
 struct StepResult {
   double loss = 0;       // mean over the global batch's target tokens
   double grad_norm = 0;  // before clipping
@@ -27,10 +28,11 @@ struct StepResult {
 /// Model, optimizer, data and ranks, put together. The data-parallel degree is the number of ranks.
 class Trainer {
  public:
-  Trainer(const config::RunConfig& run, parallel::Communicator& ranks);
+  Trainer(const config::RunConfig& run, parallel::Communicator& ranks, Device device);
   ~Trainer();
 
-  /// Optimizer step `step`, from 0.
+  /// Optimizer step `step`, from 0. On a GPU the host queues all of it, reads the next step's data, and waits
+  /// once, at the end.
   StepResult step(std::int64_t step);
 
   /// What a checkpoint holds: trained parameters, then the optimizer's state.
@@ -44,7 +46,10 @@ class Trainer {
   std::int64_t micro_batches() const;  // of one rank and step
 
  private:
-  double forward_backward(std::int64_t step);
+  /// The sum of the micro-batches' losses on this rank: f64 [1] on the device.
+  Tensor forward_backward(std::int64_t step);
+  /// Reads a step's micro-batches and sends them to the device.
+  void fetch(std::int64_t step);
   void check_finite(std::int64_t step, double loss, double norm) const;
 
   const config::RunConfig& run_;
@@ -55,6 +60,9 @@ class Trainer {
   std::unique_ptr<optim::Optimizer> optimizer_;
   std::unique_ptr<parallel::GradientReducer> reducer_;
   std::unique_ptr<BatchSource> data_;
+  Device device_;
+  std::vector<Batch> batches_;  // of step fetched_
+  std::int64_t fetched_ = -1;
 };
 
 }  // namespace ridge

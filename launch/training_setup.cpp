@@ -18,6 +18,7 @@ optim::OptimizerOptions optimizer_options(const config::RunConfig& run) {
   to.weight_decay = from.weight_decay();
   to.momentum = from.momentum();
   to.nesterov = from.nesterov();
+  to.moments = parse_dtype(from.moments());
   return to;
 }
 
@@ -37,15 +38,15 @@ models::ModelConfig model_config(const config::RunConfig& run) {
   return models::ModelConfig::parse(arch_json(run), "model.arch");
 }
 
-models::LoadedModel make_model(const config::RunConfig& run) {
+models::LoadedModel make_model(const config::RunConfig& run, Device device) {
   // A frozen base may stay in the mapped file; whatever is trained needs memory of its own.
   const bool frozen = run.has_lora() || run.has_adapter();
   if (run.model().has_path()) {
     return models::load_model(run.model().path(), training_dtype(run),
-                              frozen ? models::LoadMode::read : models::LoadMode::train);
+                              frozen ? models::LoadMode::read : models::LoadMode::train, device);
   }
   models::LoadedModel made;
-  made.model = std::make_unique<models::Llama>(model_config(run), training_dtype(run), Device::cpu);
+  made.model = std::make_unique<models::Llama>(model_config(run), training_dtype(run), device);
   made.model->initialize(static_cast<std::uint64_t>(run.train().seed()));
   return made;
 }

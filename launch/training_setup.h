@@ -23,7 +23,7 @@ ScheduleOptions schedule_options(const config::RunConfig& run);
 /// The config of the model that is trained, without its weights.
 models::ModelConfig model_config(const config::RunConfig& run);
 /// The model with weights that may be written: from a folder, or random.
-models::LoadedModel make_model(const config::RunConfig& run);
+models::LoadedModel make_model(const config::RunConfig& run, Device device);
 /// The tokenizer of model.tokenizer, or of model.path.
 Tokenizer run_tokenizer(const config::RunConfig& run);
 /// Where that tokenizer lies.

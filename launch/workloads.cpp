@@ -9,18 +9,21 @@
 #include "core/base/random.h"
 #include "core/models/weights.h"
 #include "inference/sampling.h"
+#include "lora/adapter.h"
 
 namespace ridge {
 namespace {
 
+constexpr std::int64_t kBucketBytes = std::int64_t{64} << 20;
+
 Tensor random_ids(const Shape& shape, std::int64_t vocab_size, std::uint64_t stream, Device device) {
-  const Tensor ids = Tensor::empty(shape, DType::i32, device);
-  if (device == Device::meta) return ids;
+  if (device == Device::meta) return Tensor::empty(shape, DType::i32, device);
+  const Tensor ids = Tensor::empty(shape, DType::i32);
   std::uint64_t i = 0;
   for (std::int32_t& id : ids.span<std::int32_t>()) {
     id = static_cast<std::int32_t>(philox({7, stream}, i++)[0] % static_cast<std::uint64_t>(vocab_size));
   }
-  return ids;
+  return ids.on(device);
 }
 
 bool has_weights(const std::string& folder) {
@@ -30,31 +33,52 @@ bool has_weights(const std::string& folder) {
 
 }  // namespace
 
-std::unique_ptr<models::Llama> workload_model(const std::string& folder, DType dtype, bool random) {
-  if (!random && has_weights(folder)) return models::load_model(folder, dtype, models::LoadMode::train).model;
-  auto model = std::make_unique<models::Llama>(models::ModelConfig::load(folder), dtype, Device::cpu);
+std::unique_ptr<models::Llama> workload_model(const std::string& folder, DType dtype, bool random,
+                                              Device device) {
+  if (!random && has_weights(folder))
+    return models::load_model(folder, dtype, models::LoadMode::train, device).model;
+  auto model = std::make_unique<models::Llama>(models::ModelConfig::load(folder), dtype, device);
   model->initialize(0);
   return model;
 }
 
-TrainingWorkload::TrainingWorkload(models::Llama& model, std::int64_t batch, std::int64_t sequence_length)
-    : model_(model) {
-  require(batch >= 1 && sequence_length >= 1, "a batch of {} sequences of {} tokens: both must be at least 1",
-          batch, sequence_length);
+TrainingWorkload::TrainingWorkload(models::Llama& model, const TrainingOptions& options,
+                                   parallel::Communicator& ranks)
+    : model_(model), options_(options) {
+  require(options.batch >= 1 && options.sequence_length >= 1 && options.accumulate >= 1,
+          "a batch of {} sequences of {} tokens, {} accumulated: all must be at least 1", options.batch,
+          options.sequence_length, options.accumulate);
+  model.set_recompute(options.recompute);
+  if (options.lora_rank > 0) {
+    lora::LoraConfig adapter;
+    adapter.rank = options.lora_rank;
+    adapter.alpha = 2.0 * static_cast<double>(options.lora_rank);
+    adapter.targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+    lora::add_adapters(model.linears(), adapter, 0, model.device());
+  }
+  std::vector<Tensor> leaves;
   for (const nn::Parameter& p : model.parameters()) {
+    if (options.lora_rank > 0 && !lora::is_adapter_parameter(p.name)) continue;
     autograd::set_requires_grad(*p.value, true);
     trained_.push_back({p.name, *p.value, p.value->ndim() >= 2});
+    leaves.push_back(*p.value);
   }
-  optimizer_ = optim::make_optimizer({}, trained_);
+  reducer_ = std::make_unique<parallel::GradientReducer>(leaves, ranks, kBucketBytes);
+  optim::OptimizerOptions adamw;
+  adamw.moments = options.moments;
+  optimizer_ = optim::make_optimizer(adamw, trained_);
   const std::int64_t vocab_size = model.config().vocab_size;
-  ids_ = random_ids({batch, sequence_length}, vocab_size, 0, model.device());
-  targets_ = random_ids({batch, sequence_length}, vocab_size, 1, model.device());
+  ids_ = random_ids({options.batch, options.sequence_length}, vocab_size, 0, model.device());
+  targets_ = random_ids({options.batch, options.sequence_length}, vocab_size, 1, model.device());
 }
 
 void TrainingWorkload::step() {
-  autograd::backward(model_.loss(ids_, targets_, 1.0 / static_cast<double>(ids_.numel())));
-  const double norm = optim::gradient_norm(trained_);
-  optimizer_->step(1e-4, optim::clip_factor(norm, 1));
+  for (std::int64_t m = 0; m < options_.accumulate; ++m) {
+    reducer_->begin(m + 1 == options_.accumulate);
+    autograd::backward(model_.loss(ids_, targets_, 1.0 / static_cast<double>(tokens())));
+  }
+  reducer_->finish();
+  optimizer_->step(1e-4, {1.0, optim::gradient_norm_tensor(trained_), 1.0});
   optim::clear_gradients(trained_);
 }
 
@@ -72,8 +96,8 @@ DecodingWorkload::DecodingWorkload(models::Llama& model, std::int64_t prompt, st
 
 void DecodingWorkload::step() {
   const autograd::NoGradScope no_grad;
-  const Tensor ids = Tensor::from(std::vector<std::int32_t>{next_}, {1, 1});
-  const Tensor logits = model_.last_logits(ids, &cache_).to(DType::f32);
+  const Tensor ids = Tensor::from(std::vector<std::int32_t>{next_}, {1, 1}).on(model_.device());
+  const Tensor logits = model_.last_logits(ids, &cache_).to(DType::f32).on(Device::cpu);
   next_ = inference::sample(logits.reshaped({-1}).span<float>(), {}, 0);
 }
 

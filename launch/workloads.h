@@ -8,22 +8,37 @@
 
 #include "core/models/llama.h"
 #include "optim/optimizer.h"
+#include "parallel/data_parallel.h"
 
 namespace ridge {
 
 /// The model in `folder`; where that holds a config.json alone, or `random` is set, with random weights.
-std::unique_ptr<models::Llama> workload_model(const std::string& folder, DType dtype, bool random);
+std::unique_ptr<models::Llama> workload_model(const std::string& folder, DType dtype, bool random,
+                                              Device device = Device::cpu);
 
-/// Training steps of every weight with AdamW on random tokens.
+struct TrainingOptions {
+  std::int64_t batch = 4;  // sequences of a micro-batch
+  std::int64_t sequence_length = 512;
+  std::int64_t accumulate = 1;  // micro-batches of a step
+  models::Recompute recompute = models::Recompute::none;
+  DType moments = DType::f32;
+  std::int64_t lora_rank = 0;  // 0: all weights are trained; else adapters on all linear layers of the blocks
+};
+
+/// Training steps with AdamW on random tokens, gradients summed over `ranks`.
 class TrainingWorkload {
  public:
-  TrainingWorkload(models::Llama& model, std::int64_t batch, std::int64_t sequence_length);
+  TrainingWorkload(models::Llama& model, const TrainingOptions& options, parallel::Communicator& ranks);
+  /// Queued on a GPU: the host does not wait.
   void step();
-  std::int64_t tokens() const { return ids_.numel(); }
+  /// Of one rank and step.
+  std::int64_t tokens() const { return ids_.numel() * options_.accumulate; }
 
  private:
   models::Llama& model_;
+  TrainingOptions options_;
   std::vector<optim::TrainedParameter> trained_;
+  std::unique_ptr<parallel::GradientReducer> reducer_;
   std::unique_ptr<optim::Optimizer> optimizer_;
   Tensor ids_, targets_;  // [B, T]
 };

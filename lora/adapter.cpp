@@ -82,10 +82,10 @@ LoraConfig read_adapter_config(const std::string& folder, std::vector<std::strin
 }
 
 LoraConfig load_adapter(const std::vector<nn::LinearSlot>& linears, const std::string& folder,
-                        std::vector<std::string>& notes) {
+                        std::vector<std::string>& notes, Device device) {
   const LoraConfig config = read_adapter_config(folder, notes);
   const SafetensorsFile file = SafetensorsFile::open(folder + "/adapter_model.safetensors");
-  wrap_targets(linears, config, folder + "/adapter_config.json: target_modules", Device::cpu);
+  wrap_targets(linears, config, folder + "/adapter_config.json: target_modules", device);
   std::set<std::string> seen;
   for (const nn::LinearSlot& slot : linears) {
     LoraLinear* adapter = adapter_in(slot);
@@ -106,7 +106,7 @@ void save_adapter(const std::vector<nn::LinearSlot>& linears, const LoraConfig& 
   std::vector<TensorEntry> entries;
   std::vector<Tensor> keep;
   const auto add = [&](const std::string& name, const Tensor& tensor) {
-    keep.push_back(tensor.detached().as_contiguous());
+    keep.push_back(tensor.detached().as_contiguous().on(Device::cpu));
     const Tensor& t = keep.back();
     entries.push_back(
         make_tensor_entry(kPrefix + name, t.dtype(), {t.shape().begin(), t.shape().end()},

@@ -21,7 +21,7 @@ LoraConfig read_adapter_config(const std::string& folder, std::vector<std::strin
 /// UserErrors name tensors that are missing, unknown, or whose rank or shape disagrees. `notes` gets what a
 /// user should know.
 LoraConfig load_adapter(const std::vector<nn::LinearSlot>& linears, const std::string& folder,
-                        std::vector<std::string>& notes);
+                        std::vector<std::string>& notes, Device device = Device::cpu);
 
 /// Writes the adapters in `linears` as a PEFT folder, in f32, whole or not at all.
 void save_adapter(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config,

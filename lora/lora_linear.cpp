@@ -6,7 +6,6 @@
 #include "core/base/stream.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/linear.h"
-#include "core/ops/shape.h"
 #include "kernels/fill.h"
 #include "kernels/matmul.h"
 
@@ -20,11 +19,11 @@ LoraLinear::LoraLinear(std::unique_ptr<nn::Linear> base, std::int64_t rank, doub
   b_ = Tensor::empty({base_->out_features(), rank}, DType::f32, device);
 }
 
-Tensor LoraLinear::forward(const Tensor& x) const {
-  const Tensor y = base_->forward(x);
+Tensor LoraLinear::forward(const Tensor& x) const { return add_extra(x, base_->forward(x), 0); }
+
+Tensor LoraLinear::add_extra(const Tensor& x, const Tensor& y, std::int64_t column) const {
   const bool trains = a_.requires_grad() && autograd::grad_wanted();
-  const Tensor low = ops::linear(ops::dropout(ops::cast(x, a_.dtype()), trains ? dropout_ : 0), a_);
-  return ops::add_scaled(y, ops::cast(ops::linear(low, b_), y.dtype()), scaling_);
+  return ops::add_low_rank(y, ops::dropout(x, trains ? dropout_ : 0), a_, b_, column, scaling_);
 }
 
 void LoraLinear::collect(const std::string& path, nn::Parameters& out) {

@@ -5,7 +5,7 @@
 
 namespace ridge::lora {
 
-/// y = base(x) + scaling * B A dropout(x), with x cast to A's dtype and the result cast back, as PEFT does.
+/// y = base(x) + scaling * B A dropout(x). A and B are kept in f32 and take part in x's dtype.
 /// Dropout acts where A is trained and a gradient may be asked for: not in evaluation or generation.
 class LoraLinear final : public nn::Linear {
  public:
@@ -13,6 +13,8 @@ class LoraLinear final : public nn::Linear {
   LoraLinear(std::unique_ptr<nn::Linear> base, std::int64_t rank, double scaling, double dropout,
              Device device);
   Tensor forward(const Tensor& x) const override;
+  const nn::DenseLinear* dense() const override { return base_->dense(); }
+  Tensor add_extra(const Tensor& x, const Tensor& y, std::int64_t column) const override;
   std::int64_t in_features() const override { return base_->in_features(); }
   std::int64_t out_features() const override { return base_->out_features(); }
   /// The base's parameters under `path`, then `path.lora_A.weight` and `path.lora_B.weight`.

@@ -6,20 +6,29 @@
 #include "core/autograd.h"
 #include "core/base/stream.h"
 #include "kernels/adamw.h"
+#include "kernels/elementwise.h"
 #include "kernels/reduce.h"
 
 namespace ridge::optim {
 namespace {
 
-Tensor zeros_like(const Tensor& value) {
+Tensor zeros_like(const Tensor& value, DType dtype) {
   const PurposeScope purpose(Purpose::moments);
-  return Tensor::zeros(value.shape(), DType::f32, value.device());
+  return Tensor::zeros(value.shape(), dtype, value.device());
 }
 
-// A bf16 parameter's f32 master; undefined for f32 parameters.
-Tensor master_of(const Tensor& value) {
+// Two bytes an element, zero: the master of a bf16 parameter begins at its value. Undefined for f32
+// parameters.
+Tensor low_half_of(const Tensor& value) {
+  if (value.dtype() == DType::f32) return {};
   const PurposeScope purpose(Purpose::moments);
-  return value.dtype() == DType::f32 ? Tensor() : value.detached().to(DType::f32);
+  Shape shape = value.shape();
+  shape[-1] *= 2;
+  return Tensor::zeros(shape, DType::i8, value.device());
+}
+
+View<std::int16_t> halves(const Tensor& low, const Tensor& value) {
+  return {static_cast<std::int16_t*>(low.data()), value.shape()};
 }
 
 void check_parameters(const std::vector<TrainedParameter>& parameters) {
@@ -29,33 +38,31 @@ void check_parameters(const std::vector<TrainedParameter>& parameters) {
   }
 }
 
-class AdamW final : public Optimizer {
+// What a rule keeps of each parameter, and the walk over those that have gradients.
+class Rule : public Optimizer {
  public:
-  AdamW(const OptimizerOptions& options, std::vector<TrainedParameter> parameters)
-      : options_(options), parameters_(std::move(parameters)) {
+  struct Slot {
+    std::vector<Tensor> moments;
+    Tensor low;  // of bf16 parameters
+  };
+
+  Rule(const OptimizerOptions& options, std::vector<TrainedParameter> parameters,
+       std::vector<std::string> moments)
+      : options_(options), parameters_(std::move(parameters)), moments_(std::move(moments)) {
     for (const TrainedParameter& p : parameters_) {
-      slots_.push_back({zeros_like(p.value), zeros_like(p.value), master_of(p.value)});
+      Slot slot{{}, low_half_of(p.value)};
+      for (std::size_t i = 0; i < moments_.size(); ++i)
+        slot.moments.push_back(zeros_like(p.value, options.moments));
+      slots_.push_back(std::move(slot));
     }
   }
 
-  void step(double lr, double grad_scale) override {
+  using Optimizer::step;
+  void step(double lr, const GradientScale& scale) override {
     ++steps_;
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      const TrainedParameter& p = parameters_[i];
-      const Tensor grad = autograd::grad_of(p.value);
-      if (!grad.defined()) continue;
-      const Slot& s = slots_[i];
-      const kernels::AdamWStep step{
-          lr,     options_.beta1, options_.beta2, options_.eps, p.decay ? options_.weight_decay : 0,
-          steps_, grad_scale};
-      Stream& stream = current_stream(p.value.device());
-      const View<const float> g = grad.view<float>();
-      if (s.master.defined()) {
-        kernels::adamw(stream, s.master.view<float>(), g, s.m.view<float>(), s.v.view<float>(),
-                       p.value.view<bf16>(), step);
-      } else {
-        kernels::adamw(stream, p.value.view<float>(), g, s.m.view<float>(), s.v.view<float>(), step);
-      }
+      const Tensor grad = autograd::grad_of(parameters_[i].value);
+      if (grad.defined()) update(i, grad.view<float>(), lr, scale);
     }
   }
 
@@ -63,69 +70,82 @@ class AdamW final : public Optimizer {
     std::vector<StateTensor> all;
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       const std::string& name = parameters_[i].name;
-      all.push_back({name + ".exp_avg", slots_[i].m});
-      all.push_back({name + ".exp_avg_sq", slots_[i].v});
-      if (slots_[i].master.defined()) all.push_back({name + ".master", slots_[i].master});
+      for (std::size_t m = 0; m < moments_.size(); ++m)
+        all.push_back({name + "." + moments_[m], slots_[i].moments[m]});
+      if (slots_[i].low.defined()) all.push_back({name + ".master_low", slots_[i].low});
     }
     return all;
   }
 
- private:
-  struct Slot {
-    Tensor m, v, master;
-  };
+ protected:
+  virtual void update(std::size_t i, View<const float> grad, double lr, const GradientScale& scale) = 0;
+
+  // The fields that every rule's kernel takes.
+  template <class Step>
+  Step common(std::size_t i, double lr, const GradientScale& scale) const {
+    Step step;
+    step.lr = lr;
+    step.weight_decay = parameters_[i].decay ? options_.weight_decay : 0;
+    step.step = steps_;
+    step.grad_scale = scale.factor;
+    step.norm = scale.norm.defined() ? scale.norm.view<double>().data : nullptr;
+    step.clip = scale.clip;
+    return step;
+  }
+
   OptimizerOptions options_;
   std::vector<TrainedParameter> parameters_;
+  std::vector<std::string> moments_;
   std::vector<Slot> slots_;
 };
 
-class Sgd final : public Optimizer {
+class AdamW final : public Rule {
  public:
-  Sgd(const OptimizerOptions& options, std::vector<TrainedParameter> parameters)
-      : options_(options), parameters_(std::move(parameters)) {
-    for (const TrainedParameter& p : parameters_) {
-      slots_.push_back({options_.momentum > 0 ? zeros_like(p.value) : Tensor(), master_of(p.value)});
-    }
-  }
-
-  void step(double lr, double grad_scale) override {
-    ++steps_;
-    for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      const TrainedParameter& p = parameters_[i];
-      const Tensor grad = autograd::grad_of(p.value);
-      if (!grad.defined()) continue;
-      const Slot& s = slots_[i];
-      const kernels::SgdStep step{
-          lr,     options_.momentum, 0, p.decay ? options_.weight_decay : 0, options_.nesterov,
-          steps_, grad_scale};
-      const View<float> momentum = s.momentum.defined() ? s.momentum.view<float>() : View<float>();
-      Stream& stream = current_stream(p.value.device());
-      if (s.master.defined()) {
-        kernels::sgd(stream, s.master.view<float>(), grad.view<float>(), momentum, p.value.view<bf16>(),
-                     step);
-      } else {
-        kernels::sgd(stream, p.value.view<float>(), grad.view<float>(), momentum, step);
-      }
-    }
-  }
-
-  std::vector<StateTensor> state() const override {
-    std::vector<StateTensor> all;
-    for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      if (slots_[i].momentum.defined())
-        all.push_back({parameters_[i].name + ".momentum", slots_[i].momentum});
-      if (slots_[i].master.defined()) all.push_back({parameters_[i].name + ".master", slots_[i].master});
-    }
-    return all;
-  }
+  AdamW(const OptimizerOptions& options, std::vector<TrainedParameter> parameters)
+      : Rule(options, std::move(parameters), {"exp_avg", "exp_avg_sq"}) {}
 
  private:
-  struct Slot {
-    Tensor momentum, master;
-  };
-  OptimizerOptions options_;
-  std::vector<TrainedParameter> parameters_;
-  std::vector<Slot> slots_;
+  void update(std::size_t i, View<const float> grad, double lr, const GradientScale& scale) override {
+    if (options_.moments == DType::bf16) return update_as<bf16>(i, grad, lr, scale);
+    update_as<float>(i, grad, lr, scale);
+  }
+
+  template <class M>
+  void update_as(std::size_t i, View<const float> grad, double lr, const GradientScale& scale) {
+    auto step = common<kernels::AdamWStep>(i, lr, scale);
+    step.beta1 = options_.beta1;
+    step.beta2 = options_.beta2;
+    step.eps = options_.eps;
+    step.parameter = i;
+    const Tensor& value = parameters_[i].value;
+    const Slot& s = slots_[i];
+    Stream& stream = current_stream(value.device());
+    const View<M> m = s.moments[0].view<M>(), v = s.moments[1].view<M>();
+    if (s.low.defined())
+      return kernels::adamw<M>(stream, value.view<bf16>(), halves(s.low, value), grad, m, v, step);
+    kernels::adamw<M>(stream, value.view<float>(), grad, m, v, step);
+  }
+};
+
+class Sgd final : public Rule {
+ public:
+  Sgd(const OptimizerOptions& options, std::vector<TrainedParameter> parameters)
+      : Rule(options, std::move(parameters),
+             options.momentum > 0 ? std::vector<std::string>{"momentum"} : std::vector<std::string>{}) {}
+
+ private:
+  void update(std::size_t i, View<const float> grad, double lr, const GradientScale& scale) override {
+    auto step = common<kernels::SgdStep>(i, lr, scale);
+    step.momentum = options_.momentum;
+    step.nesterov = options_.nesterov;
+    const Tensor& value = parameters_[i].value;
+    const Slot& s = slots_[i];
+    Stream& stream = current_stream(value.device());
+    const View<float> momentum = s.moments.empty() ? View<float>() : s.moments[0].view<float>();
+    if (s.low.defined())
+      return kernels::sgd(stream, value.view<bf16>(), halves(s.low, value), grad, momentum, step);
+    kernels::sgd(stream, value.view<float>(), grad, momentum, step);
+  }
 };
 
 }  // namespace
@@ -134,20 +154,30 @@ std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
                                           std::vector<TrainedParameter> parameters) {
   check_parameters(parameters);
   if (options.name == "adamw") return std::make_unique<AdamW>(options, std::move(parameters));
+  require(options.moments == DType::f32, "optim.moments bf16 is for adamw, not {}", options.name);
   if (options.name == "sgd") return std::make_unique<Sgd>(options, std::move(parameters));
   fail_user("optim.name '{}' is unknown: use adamw or sgd", options.name);
 }
 
-double gradient_norm(const std::vector<TrainedParameter>& parameters) {
-  double sum = 0;
+Tensor gradient_norm_tensor(const std::vector<TrainedParameter>& parameters) {
+  check(!parameters.empty(), "a norm over parameters");
+  const Device device = parameters.front().value.device();
+  const Tensor sum = Tensor::zeros({1}, DType::f64, device);
   for (const TrainedParameter& p : parameters) {
     const Tensor grad = autograd::grad_of(p.value);
     if (!grad.defined()) continue;
     visit_compute(grad.dtype(), [&]<class T>(std::type_identity<T>) {
-      sum += kernels::sum_of_squares<T>(current_stream(grad.device()), grad.view<T>());
+      kernels::add_sum_of_squares<T>(current_stream(device), grad.view<T>(), sum.view<double>());
     });
   }
-  return std::sqrt(sum);
+  kernels::sqrt<double>(current_stream(device), sum.view<double>(), sum.view<double>());
+  return sum;
+}
+
+double gradient_norm(const std::vector<TrainedParameter>& parameters) {
+  if (parameters.empty()) return 0;
+  const Tensor norm = gradient_norm_tensor(parameters);
+  return norm.device() == Device::meta ? 0 : norm.item();
 }
 
 double clip_factor(double norm, double limit) {

@@ -24,4 +24,8 @@ Stream& current_stream(Device device) {
   }
 }
 
+Device planned_device(Device device) {
+  return device == Device::meta ? current_stream(device).meta_device : device;
+}
+
 }  // namespace ridge

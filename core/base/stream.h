@@ -28,8 +28,9 @@ class Stream {
 
   /// Records every launch while set; null costs one branch a launch.
   Profiler* profiler = nullptr;
-  /// The machine that meta's clock pretends to be.
+  /// The machine that meta's clock pretends to be, and the device that its sizes are chosen for.
   Ceilings meta_ceilings;
+  Device meta_device = Device::cpu;
   /// Seconds that the work launched on meta would have taken at the ceilings.
   double virtual_seconds = 0;
 
@@ -41,5 +42,8 @@ class Stream {
 
 /// This thread's compute stream of a device. On cuda all threads share one queue.
 Stream& current_stream(Device device);
+
+/// The device that sizes of chunks and scratch are chosen for: itself, or the one that meta stands for.
+Device planned_device(Device device);
 
 }  // namespace ridge

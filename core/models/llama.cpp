@@ -28,41 +28,53 @@ struct Llama::Block {
   std::unique_ptr<nn::Linear> gate, up, down;
 
   Block(const ModelConfig& c, DType dtype, Device device)
-      : q(dense(c.hidden_size, c.heads * c.head_dim, c.qkv_bias, dtype, device)),
-        k(dense(c.hidden_size, c.kv_heads * c.head_dim, c.qkv_bias, dtype, device)),
-        v(dense(c.hidden_size, c.kv_heads * c.head_dim, c.qkv_bias, dtype, device)),
-        o(dense(c.heads * c.head_dim, c.hidden_size, c.output_bias, dtype, device)),
-        gate(dense(c.hidden_size, c.intermediate_size, c.mlp_bias, dtype, device)),
-        up(dense(c.hidden_size, c.intermediate_size, c.mlp_bias, dtype, device)),
+      : o(dense(c.heads * c.head_dim, c.hidden_size, c.output_bias, dtype, device)),
         down(dense(c.intermediate_size, c.hidden_size, c.mlp_bias, dtype, device)) {
+    const std::int64_t kv = c.kv_heads * c.head_dim;
+    auto qkv = nn::dense_group(c.hidden_size, {c.heads * c.head_dim, kv, kv}, c.qkv_bias, dtype, device);
+    auto gate_up =
+        nn::dense_group(c.hidden_size, {c.intermediate_size, c.intermediate_size}, c.mlp_bias, dtype, device);
+    q = std::move(qkv[0]);
+    k = std::move(qkv[1]);
+    v = std::move(qkv[2]);
+    gate = std::move(gate_up[0]);
+    up = std::move(gate_up[1]);
     const PurposeScope purpose(Purpose::weights);
     attention_norm = Tensor::full({c.hidden_size}, 1, dtype, device);
     mlp_norm = Tensor::full({c.hidden_size}, 1, dtype, device);
   }
 
+  // [B, T, H D]
+  static Tensor attend_cached(const ModelConfig& c, std::int64_t layer, const Tensor& qkv, const Tensor& cos,
+                              const Tensor& sin, const kernels::AttentionOptions& options,
+                              nn::KvCache& cache) {
+    const std::int64_t B = qkv.dim(0), T = qkv.dim(1), H = c.heads, G = c.kv_heads;
+    const Tensor packed = ops::reshape(qkv, {B, T, H + 2 * G, c.head_dim});
+    const Tensor q_BTHD = ops::rotary(ops::slice(packed, 2, 0, H), cos, sin);
+    cache.append(layer, ops::rotary(ops::slice(packed, 2, H, H + G), cos, sin),
+                 ops::slice(packed, 2, H + G, H + 2 * G));
+    const Tensor y = ops::attention(q_BTHD, cache.keys(layer, T), cache.values(layer, T), options);
+    return ops::reshape(y, {B, T, H * c.head_dim});
+  }
+
   Tensor attend(const ModelConfig& c, std::int64_t layer, const Tensor& x_BTC,
                 const nn::RotaryTable::Tables& rotary, nn::KvCache* cache) const {
-    const std::int64_t B = x_BTC.dim(0), T = x_BTC.dim(1);
-    const std::int64_t past = cache ? cache->length() : 0;
+    const std::int64_t T = x_BTC.dim(1), past = cache ? cache->length() : 0;
     const Tensor cos = rotary.cos.sliced(0, past, past + T), sin = rotary.sin.sliced(0, past, past + T);
-    Tensor q_BTHD = ops::rotary(ops::reshape(q->forward(x_BTC), {B, T, c.heads, c.head_dim}), cos, sin);
-    Tensor k_BSGD = ops::rotary(ops::reshape(k->forward(x_BTC), {B, T, c.kv_heads, c.head_dim}), cos, sin);
-    Tensor v_BSGD = ops::reshape(v->forward(x_BTC), {B, T, c.kv_heads, c.head_dim});
-    if (cache != nullptr) {
-      cache->append(layer, k_BSGD, v_BSGD);
-      k_BSGD = cache->keys(layer, T);
-      v_BSGD = cache->values(layer, T);
-    }
     kernels::AttentionOptions options;
     options.scale = 1 / std::sqrt(static_cast<double>(c.head_dim));
     options.window = c.window(layer);
-    const Tensor y = ops::attention(q_BTHD, k_BSGD, v_BSGD, options);
-    return o->forward(ops::reshape(y, {B, T, c.heads * c.head_dim}));
+    const Tensor qkv = nn::forward_group({q.get(), k.get(), v.get()}, x_BTC);
+    const Tensor y = cache != nullptr
+                         ? attend_cached(c, layer, qkv, cos, sin, options, *cache)
+                         : ops::rotary_attention(qkv, {c.heads, c.kv_heads, c.head_dim}, cos, sin, options);
+    return o->forward(y);
   }
 
   Tensor feed_forward(const ModelConfig& c, const Tensor& x_BTC) const {
+    if (c.activation == "silu")
+      return down->forward(ops::swiglu_packed(nn::forward_group({gate.get(), up.get()}, x_BTC)));
     const Tensor g = gate->forward(x_BTC), u = up->forward(x_BTC);
-    if (c.activation == "silu") return down->forward(ops::swiglu(g, u));
     return down->forward(ops::mul(c.activation == "gelu" ? ops::gelu(g) : ops::gelu_tanh(g), u));
   }
 
@@ -102,7 +114,9 @@ Tensor Llama::run_block(std::int64_t layer, const Tensor& x_BTC, nn::KvCache* ca
   const Block& block = *blocks_[static_cast<std::size_t>(layer)];
   const std::int64_t positions = (cache ? cache->length() : 0) + x_BTC.dim(1);
   const auto tables = rotary_.get(positions, device_);
-  if (!recompute_ || cache != nullptr) return block.forward(config_, layer, x_BTC, tables, cache);
+  const autograd::CheapRecomputeScope cheap(recompute_ == Recompute::selective && cache == nullptr);
+  if (recompute_ != Recompute::blocks || cache != nullptr)
+    return block.forward(config_, layer, x_BTC, tables, cache);
   const auto again = [this, &block, layer, tables](const std::vector<Tensor>& x) {
     return block.forward(config_, layer, x[0], tables, nullptr);
   };

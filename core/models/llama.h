@@ -13,6 +13,9 @@
 
 namespace ridge::models {
 
+/// Nothing; norms and activations (cheap to compute, dear to keep); all but the input of each block.
+enum class Recompute { none, selective, blocks };
+
 /// B sequences, T tokens, C channels, V vocabulary.
 class Llama {
  public:
@@ -41,8 +44,8 @@ class Llama {
 
   /// Random weights: normal(0, initializer_range), norms one, biases zero.
   void initialize(std::uint64_t seed);
-  /// Whether blocks are computed again in the backward pass in place of keeping their activations.
-  void set_recompute(bool recompute) { recompute_ = recompute; }
+  /// What the backward pass computes again in place of keeping it.
+  void set_recompute(Recompute recompute) { recompute_ = recompute; }
 
   /// Says that every parameter has been given a tensor on `device`: how a model built on meta comes to life.
   void adopt(Device device);
@@ -59,7 +62,7 @@ class Llama {
   ModelConfig config_;
   DType dtype_;
   Device device_;
-  bool recompute_ = false;
+  Recompute recompute_ = Recompute::none;
   Tensor embedding_;  // [V, C]
   std::vector<std::unique_ptr<Block>> blocks_;
   Tensor norm_;  // [C]

@@ -48,7 +48,9 @@ void load_parameter(const nn::Parameter& p, const std::shared_ptr<const WeightFo
   require(dtype && is_floating(*dtype), "{}: tensor {} is stored as {}: F32, BF16 or F16 are read",
           folder->path(), p.name, entry->dtype);
   const Tensor stored = as_tensor(*entry, *dtype, folder);
-  if (mode == LoadMode::read && *dtype == p.value->dtype()) {
+  if (p.value->device() == Device::cuda) {
+    p.value->copy_from(stored);
+  } else if (mode == LoadMode::read && *dtype == p.value->dtype()) {
     *p.value = stored;
   } else {
     const PurposeScope purpose(Purpose::weights);
@@ -108,7 +110,7 @@ std::string config_text(const Llama& model, DType dtype) {
 
 }  // namespace
 
-LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode) {
+LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode, Device device) {
   ModelConfig config = ModelConfig::load(folder);
   const auto weights = std::make_shared<const WeightFolder>(WeightFolder::open(folder));
   LoadedModel loaded;
@@ -120,9 +122,11 @@ LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode) {
                     folder));
   }
   weights->prefetch();
-  loaded.model = std::make_unique<Llama>(std::move(config), dtype, Device::meta);
+  // On the CPU parameters come to life one by one; on a GPU they are copied into the model's own memory.
+  loaded.model =
+      std::make_unique<Llama>(std::move(config), dtype, device == Device::cpu ? Device::meta : device);
   for (const nn::Parameter& p : loaded.model->parameters()) load_parameter(p, weights, mode);
-  loaded.model->adopt(Device::cpu);
+  loaded.model->adopt(device);
   const auto unused = unused_tensors(*loaded.model, *weights);
   if (!unused.empty()) {
     loaded.notes.push_back(
@@ -139,7 +143,7 @@ void save_model(Llama& model, const std::string& folder, DType dtype, const std:
     declared.push_back(make_tensor_entry(p.name, dtype, extents(p.value->shape())));
   WeightFolderWriter writer(target.path(), declared);
   for (const nn::Parameter& p : parameters) {
-    const Tensor t = p.value->detached().as_contiguous().to(dtype);
+    const Tensor t = p.value->detached().as_contiguous().to(dtype).on(Device::cpu);
     writer.write(p.name, {static_cast<const std::byte*>(t.data()), static_cast<std::size_t>(t.bytes())});
   }
   writer.finish();

@@ -10,7 +10,7 @@
 namespace ridge::models {
 
 enum class LoadMode {
-  read,  // weights may alias the mapped file where dtype and alignment allow
+  read,  // on the CPU weights may alias the mapped file where dtype and alignment allow
   train  // weights are copies that may be written
 };
 
@@ -21,7 +21,7 @@ struct LoadedModel {
 
 /// Reads FOLDER/config.json and its weights, converted to `dtype` (f32 or bf16). UserErrors name file, tensor
 /// and both shapes where they disagree with the config.
-LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode);
+LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode, Device device = Device::cpu);
 
 /// Writes config.json, weights in `dtype`, and copies of the tokenizer and generation files of `source` where
 /// it has some. The folder appears whole or not at all. `source` may be empty.

@@ -1,5 +1,7 @@
 #include "core/nn/linear.h"
 
+#include <numeric>
+
 #include "core/autograd.h"
 #include "core/ops/linear.h"
 #include "core/ops/loss.h"
@@ -9,6 +11,46 @@ namespace ridge::nn {
 
 Tensor Linear::cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const {
   return ops::cross_entropy(ops::cast(forward(hidden_RC), DType::f32), targets_R, scale);
+}
+
+Tensor Linear::add_extra(const Tensor&, const Tensor& y, std::int64_t) const { return y; }
+
+Tensor forward_group(const std::vector<const Linear*>& layers, const Tensor& x) {
+  std::vector<Tensor> weights, biases;
+  for (const Linear* layer : layers) {
+    const DenseLinear* dense = layer->dense();
+    if (dense == nullptr) break;
+    weights.push_back(dense->weight());
+    biases.push_back(dense->bias());
+  }
+  if (weights.size() < layers.size()) {
+    Tensor y = layers.front()->forward(x);
+    for (std::size_t i = 1; i < layers.size(); ++i) y = ops::concat(y, layers[i]->forward(x), x.ndim() - 1);
+    return y;
+  }
+  Tensor y = ops::linear_group(x, weights, biases);
+  std::int64_t column = 0;
+  for (const Linear* layer : layers) {
+    y = layer->add_extra(x, y, column);
+    column += layer->out_features();
+  }
+  return y;
+}
+
+std::vector<std::unique_ptr<Linear>> dense_group(std::int64_t in, const std::vector<std::int64_t>& outs,
+                                                 bool bias, DType dtype, Device device) {
+  const PurposeScope purpose(Purpose::weights);
+  const std::int64_t total = std::accumulate(outs.begin(), outs.end(), std::int64_t{0});
+  const Tensor weights = Tensor::empty({total, in}, dtype, device);
+  const Tensor biases = bias ? Tensor::zeros({total}, dtype, device) : Tensor();
+  std::vector<std::unique_ptr<Linear>> layers;
+  std::int64_t row = 0;
+  for (const std::int64_t out : outs) {
+    layers.push_back(std::make_unique<DenseLinear>(weights.sliced(0, row, row + out),
+                                                   bias ? biases.sliced(0, row, row + out) : Tensor()));
+    row += out;
+  }
+  return layers;
 }
 
 Tensor Linear::token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const {

@@ -5,6 +5,8 @@
 
 namespace ridge::nn {
 
+class DenseLinear;
+
 /// y [..., out] = x [..., in] W' + b. Adapters and quantized layers are further implementations.
 class Linear {
  public:
@@ -14,6 +16,11 @@ class Linear {
   virtual std::int64_t out_features() const = 0;
   /// Appends this layer's parameters under `path`.
   virtual void collect(const std::string& path, Parameters& out) = 0;
+
+  /// A layer of the form dense(x) + extra(x): its dense part, or null where there is none.
+  virtual const DenseLinear* dense() const { return nullptr; }
+  /// Adds extra(x) to the columns from `column` on of y, which holds dense parts side by side; gives y back.
+  virtual Tensor add_extra(const Tensor& x, const Tensor& y, std::int64_t column) const;
 
   /// As an output layer: scale * sum of the rows' cross-entropy, hidden [R, in], targets [R] i32.
   virtual Tensor cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const;
@@ -25,6 +32,8 @@ class Linear {
 class DenseLinear final : public Linear {
  public:
   DenseLinear(std::int64_t in, std::int64_t out, bool bias, DType dtype, Device device);
+  /// Over given memory; the bias may be undefined.
+  DenseLinear(Tensor weight, Tensor bias) : weight_(std::move(weight)), bias_(std::move(bias)) {}
   Tensor forward(const Tensor& x) const override;
   std::int64_t in_features() const override { return weight_.dim(1); }
   std::int64_t out_features() const override { return weight_.dim(0); }
@@ -32,13 +41,24 @@ class DenseLinear final : public Linear {
   Tensor cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const override;
   Tensor token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const override;
 
+  const DenseLinear* dense() const override { return this; }
+
   Tensor& weight() { return weight_; }
   Tensor& bias() { return bias_; }
+  const Tensor& weight() const { return weight_; }
+  const Tensor& bias() const { return bias_; }
 
  private:
   Tensor weight_;  // [out, in]
   Tensor bias_;    // [out] or undefined
 };
+
+/// Layers of one input, their outputs side by side [..., sum of out].
+Tensor forward_group(const std::vector<const Linear*>& layers, const Tensor& x);
+
+/// Dense layers over one block of memory, so that a group of them is one product.
+std::vector<std::unique_ptr<Linear>> dense_group(std::int64_t in, const std::vector<std::int64_t>& outs,
+                                                 bool bias, DType dtype, Device device);
 
 /// An output layer that is the embedding's table [V, C], which must outlive it.
 class TiedLinear final : public Linear {

@@ -15,13 +15,17 @@ const RotaryTable::Tables& RotaryTable::get(std::int64_t positions, Device devic
   const auto rows = static_cast<std::int64_t>(
       std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(positions, 64))));
   const Shape shape{rows, config_.head_dim / 2};
-  tables_ = {Tensor::empty(shape, DType::f32, device), Tensor::empty(shape, DType::f32, device)};
   made_for_ = length;
-  if (device == Device::meta) return tables_;
+  if (device == Device::meta) {
+    tables_ = {Tensor::empty(shape, DType::f32, device), Tensor::empty(shape, DType::f32, device)};
+    return tables_;
+  }
+  const Tensor cos = Tensor::empty(shape, DType::f32), sin = Tensor::empty(shape, DType::f32);
   const auto inv_freq = kernels::rotary_inv_freq(config_.theta, config_.head_dim, config_.scaling,
                                                  config_.max_position, length);
   const double scale = kernels::rotary_attention_scale(config_.scaling, config_.max_position);
-  kernels::rotary_table(inv_freq, scale, 0, tables_.cos.view<float>(), tables_.sin.view<float>());
+  kernels::rotary_table(inv_freq, scale, 0, cos.view<float>(), sin.view<float>());
+  tables_ = {cos.on(device), sin.on(device)};
   return tables_;
 }
 

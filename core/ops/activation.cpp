@@ -90,8 +90,51 @@ struct Swiglu {
   }
 };
 
+// gate in the first half of the columns, up in the second.
+struct SwigluPacked {
+  static constexpr const char* kName = "swiglu";
+  Tensor packed_RC;
+
+  static Tensor gate(const Tensor& t) { return t.sliced(1, 0, t.dim(1) / 2); }
+  static Tensor up(const Tensor& t) { return t.sliced(1, t.dim(1) / 2, t.dim(1)); }
+
+  static Tensor compute(const Tensor& packed_RC) {
+    const Tensor y =
+        Tensor::empty({packed_RC.dim(0), packed_RC.dim(1) / 2}, packed_RC.dtype(), packed_RC.device());
+    visit_compute(y.dtype(), [&]<class T>(std::type_identity<T>) {
+      kernels::swiglu<T>(current_stream(y.device()), gate(packed_RC).view<T>(), up(packed_RC).view<T>(),
+                         y.view<T>());
+    });
+    return y;
+  }
+
+  Tensor forward(const Tensor& gate_up) {
+    Shape shape = gate_up.shape();
+    check(shape[-1] % 2 == 0, "swiglu: gate and up side by side");
+    shape[-1] /= 2;
+    packed_RC = rows(gate_up);
+    Tensor y = compute(packed_RC).reshaped(shape);
+    if (autograd::cheap_recompute()) {
+      y.set_recipe(std::make_shared<autograd::Recipe>([packed = packed_RC] { return compute(packed); }));
+    }
+    return y;
+  }
+
+  Grads vjp(const Tensor& dy, const Needs&) {
+    const Tensor dy_RC = rows(dy), d = empty_like(packed_RC);
+    visit_compute(dy.dtype(), [&]<class T>(std::type_identity<T>) {
+      kernels::swiglu_backward<T>(current_stream(dy.device()), dy_RC.view<T>(), gate(packed_RC).view<T>(),
+                                  up(packed_RC).view<T>(), gate(d).view<T>(), up(d).view<T>());
+    });
+    Shape shape = dy.shape();
+    shape[-1] *= 2;
+    return {d.reshaped(shape)};
+  }
+};
+
 }  // namespace
 
+Tensor swiglu_packed(const Tensor& gate_up) { return autograd::apply(SwigluPacked{}, gate_up); }
 Tensor silu(const Tensor& x) { return autograd::apply(Silu{}, x); }
 Tensor gelu(const Tensor& x) { return autograd::apply(Gelu{kernels::Gelu::erf, {}, {}}, x); }
 Tensor gelu_tanh(const Tensor& x) { return autograd::apply(Gelu{kernels::Gelu::tanh, {}, {}}, x); }

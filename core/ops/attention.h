@@ -15,4 +15,12 @@ Tensor attention(const Tensor& q_BTHD, const Tensor& k_BSGD, const Tensor& v_BSG
 Tensor rotary(const Tensor& x_BTHD, const Tensor& cos_PD2, const Tensor& sin_PD2,
               const Tensor& positions_BT = {});
 
+/// Rotary positions 0 .. T-1 and self-attention on q, k and v side by side: [B, T, (H + 2G) D] to [B, T, H
+/// D]. Rotates IN PLACE: the caller gives `qkv` up, which no other op may have saved.
+struct HeadCounts {
+  std::int64_t heads, kv_heads, head_dim;
+};
+Tensor rotary_attention(const Tensor& qkv, const HeadCounts& heads, const Tensor& cos_PD2,
+                        const Tensor& sin_PD2, const kernels::AttentionOptions& options);
+
 }  // namespace ridge::ops

@@ -3,6 +3,7 @@
 #include "core/autograd.h"
 #include "core/base/stream.h"
 #include "kernels/embedding.h"
+#include "kernels/fill.h"
 
 namespace ridge::ops {
 namespace {
@@ -28,15 +29,23 @@ struct Embedding {
     return y;
   }
 
-  Grads vjp(const Tensor& dy, const Needs&) {
+  Grads vjp(const Tensor& dy, const Needs&, const autograd::PassContext& pass) {
     const Tensor dy_NC = dy.as_contiguous().reshaped({-1, dy.dim(-1)});
-    Tensor dtable;
+    const DType acc = dy.dtype() == DType::bf16 ? DType::f32 : dy.dtype();
+    const auto sink = pass.take_leaf(0);
+    const Tensor dtable = sink ? sink->grad : Tensor::empty(table_shape, acc, dy.device());
+    if (!sink || !sink->add) fill_zero(dtable);
     visit_compute(dy.dtype(), [&]<class T>(std::type_identity<T>) {
-      dtable = Tensor::zeros(table_shape, dtype_of<acc_t<T>>, dy.device());
       kernels::embedding_backward<T>(current_stream(dy.device()), dy_NC.view<T>(),
                                      ids.reshaped({-1}).view<std::int32_t>(), dtable.view<acc_t<T>>());
     });
-    return {dtable};
+    return {sink ? Tensor() : dtable};
+  }
+
+  static void fill_zero(const Tensor& t) {
+    visit_compute(t.dtype(), [&]<class T>(std::type_identity<T>) {
+      kernels::fill<T>(current_stream(t.device()), t.view<T>(), 0);
+    });
   }
 };
 

@@ -15,7 +15,10 @@ namespace {
 using autograd::Grads;
 using autograd::Needs;
 
-constexpr std::int64_t kChunkElements = std::int64_t{1} << 22;  // logits of a chunk: 16 MiB in f32
+// Logits of a chunk: on a CPU what a cache may hold, on a GPU enough rows for a product at full speed.
+std::int64_t chunk_elements(Device device) {
+  return std::int64_t{1} << (planned_device(device) == Device::cuda ? 28 : 22);
+}
 
 DType acc_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
@@ -68,38 +71,40 @@ struct CrossEntropy {
   }
 };
 
-// One chunk of rows: logits in the accumulation type, losses, and gradients where wanted.
+// One chunk of rows, [r, C] hidden states. Losses alone take logits in the accumulation type.
 template <class T>
-struct Chunk {
+void chunk_losses(const Tensor& hidden, const Tensor& weight, const Tensor& targets, const Tensor& losses) {
   using Acc = acc_t<T>;
-  Stream& stream;
-  Tensor hidden, weight, targets;  // [r, C], [V, C], [r]
-  Tensor logits = Tensor::empty({hidden.dim(0), weight.dim(0)}, dtype_of<Acc>, hidden.device());
-  Tensor lse = Tensor::empty({hidden.dim(0)}, dtype_of<Acc>, hidden.device());
+  Stream& stream = current_stream(hidden.device());
+  const Tensor logits = Tensor::empty({hidden.dim(0), weight.dim(0)}, dtype_of<Acc>, hidden.device());
+  const Tensor lse = Tensor::empty({hidden.dim(0)}, dtype_of<Acc>, hidden.device());
+  kernels::matmul<T, Acc>(stream, hidden.view<T>(), weight.transposed(0, 1).view<T>(), logits.view<Acc>());
+  kernels::cross_entropy<Acc>(stream, logits.view<Acc>(), targets.view<std::int32_t>(), losses.view<Acc>(),
+                              lse.view<Acc>());
+}
 
-  void losses(const Tensor& loss_r) const {
-    kernels::matmul<T, Acc>(stream, hidden.view<T>(), weight.transposed(0, 1).view<T>(), logits.view<Acc>());
-    kernels::cross_entropy<Acc>(stream, logits.view<Acc>(), targets.view<std::int32_t>(), loss_r.view<Acc>(),
-                                lse.view<Acc>());
+// With gradients logits are in T, and turn into their own gradient in place.
+template <class T>
+void chunk_gradients(const Tensor& hidden, const Tensor& weight, const Tensor& targets, double scale,
+                     const Tensor& losses, const Tensor& dhidden_rC, const Tensor& dweight_VC, bool first) {
+  using Acc = acc_t<T>;
+  Stream& stream = current_stream(hidden.device());
+  const Tensor d = Tensor::empty({hidden.dim(0), weight.dim(0)}, dtype_of<T>, hidden.device());
+  kernels::matmul<T>(stream, hidden.view<T>(), weight.transposed(0, 1).view<T>(), d.view<T>());
+  kernels::cross_entropy_in_place<T>(stream, d.view<T>(), targets.view<std::int32_t>(), scale,
+                                     losses.view<Acc>());
+  if (dhidden_rC.defined()) kernels::matmul<T>(stream, d.view<T>(), weight.view<T>(), dhidden_rC.view<T>());
+  if (dweight_VC.defined()) {
+    kernels::matmul<T, Acc>(stream, d.transposed(0, 1).view<T>(), hidden.view<T>(), dweight_VC.view<Acc>(), 1,
+                            first ? 0 : 1);
   }
-
-  void gradients(double scale, const Tensor& dhidden_rC, const Tensor& dweight_VC, bool first) const {
-    const Tensor dloss = Tensor::full({1}, scale, dtype_of<Acc>, hidden.device()).expanded(lse.shape());
-    kernels::cross_entropy_backward<Acc>(stream, logits.view<Acc>(), targets.view<std::int32_t>(),
-                                         lse.view<Acc>(), dloss.view<Acc>(), logits.view<Acc>());
-    const Tensor d = logits.to(dtype_of<T>);
-    if (dhidden_rC.defined()) kernels::matmul<T>(stream, d.view<T>(), weight.view<T>(), dhidden_rC.view<T>());
-    if (dweight_VC.defined()) {
-      kernels::matmul<T, Acc>(stream, d.transposed(0, 1).template view<T>(), hidden.view<T>(),
-                              dweight_VC.view<Acc>(), 1, first ? 0 : 1);
-    }
-  }
-};
+}
 
 template <class F>
-void for_each_chunk(std::int64_t rows, std::int64_t vocabulary, F&& body) {
+void for_each_chunk(const Tensor& hidden, std::int64_t vocabulary, F&& body) {
+  const std::int64_t rows = hidden.dim(0), most = chunk_elements(hidden.device());
   const std::int64_t step =
-      std::clamp<std::int64_t>(kChunkElements / std::max<std::int64_t>(vocabulary, 1), 64, 1 << 16);
+      std::clamp<std::int64_t>(most / std::max<std::int64_t>(vocabulary, 1), 64, 1 << 16);
   for (std::int64_t begin = 0; begin < rows; begin += step) body(begin, std::min(rows, begin + step));
 }
 
@@ -129,20 +134,20 @@ struct LinearCrossEntropy {
       const PurposeScope purpose(Purpose::gradients);
       dweight = Tensor::empty(weight.shape(), losses.dtype(), hidden.device());
     }
-    for_each_chunk(hidden.dim(0), weight.dim(0), [&](std::int64_t begin, std::int64_t end) {
+    for_each_chunk(hidden, weight.dim(0), [&](std::int64_t begin, std::int64_t end) {
       visit_compute(hidden.dtype(), [&]<class T>(std::type_identity<T>) {
-        const Chunk<T> chunk{current_stream(hidden.device()), hidden.sliced(0, begin, end), weight,
-                             targets.sliced(0, begin, end)};
-        chunk.losses(losses.sliced(0, begin, end));
-        if (!needs[0] && !needs[1]) return;
-        chunk.gradients(scale, needs[0] ? dhidden.sliced(0, begin, end) : Tensor(), dweight, begin == 0);
+        const Tensor h = hidden.sliced(0, begin, end), t = targets.sliced(0, begin, end);
+        const Tensor loss = losses.sliced(0, begin, end);
+        if (!needs[0] && !needs[1]) return chunk_losses<T>(h, weight, t, loss);
+        chunk_gradients<T>(h, weight, t, scale, loss, needs[0] ? dhidden.sliced(0, begin, end) : Tensor(),
+                           dweight, begin == 0);
       });
     });
     return total(losses, scale);
   }
 
-  Grads vjp(const Tensor& dy, const Needs& wanted) {
-    const double factor = scalar(dy);
+  Grads vjp(const Tensor& dy, const Needs& wanted, const autograd::PassContext& pass) {
+    const double factor = pass.unit() ? 1 : scalar(dy);
     Grads grads(2);
     if (wanted[0]) grads[0] = scaled(std::exchange(dhidden, {}), factor);
     if (wanted[1]) grads[1] = scaled(std::exchange(dweight, {}), factor);
@@ -166,11 +171,10 @@ Tensor token_losses(const Tensor& hidden_RC, const Tensor& weight_VC, const Tens
   check_shapes(hidden_RC, weight_VC, targets_R);
   const Tensor hidden = hidden_RC.as_contiguous();
   const Tensor losses = Tensor::empty({hidden.dim(0)}, acc_dtype(hidden.dtype()), hidden.device());
-  for_each_chunk(hidden.dim(0), weight_VC.dim(0), [&](std::int64_t begin, std::int64_t end) {
+  for_each_chunk(hidden, weight_VC.dim(0), [&](std::int64_t begin, std::int64_t end) {
     visit_compute(hidden.dtype(), [&]<class T>(std::type_identity<T>) {
-      const Chunk<T> chunk{current_stream(hidden.device()), hidden.sliced(0, begin, end), weight_VC,
-                           targets_R.sliced(0, begin, end)};
-      chunk.losses(losses.sliced(0, begin, end));
+      chunk_losses<T>(hidden.sliced(0, begin, end), weight_VC, targets_R.sliced(0, begin, end),
+                      losses.sliced(0, begin, end));
     });
   });
   return losses;

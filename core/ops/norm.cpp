@@ -20,13 +20,24 @@ struct RmsNorm {
     shape = x.shape();
     weight_C = weight;
     x_RC = x.as_contiguous().reshaped({-1, x.dim(-1)});
-    const Tensor y = Tensor::empty(x_RC.shape(), x.dtype(), x.device());
-    visit_compute(x.dtype(), [&]<class T>(std::type_identity<T>) {
-      inv_rms_R = Tensor::empty({x_RC.dim(0)}, dtype_of<acc_t<T>>, x.device());
-      kernels::rms_norm<T>(current_stream(x.device()), x_RC.view<T>(), weight.view<T>(), y.view<T>(),
-                           inv_rms_R.view<acc_t<T>>(), eps);
+    inv_rms_R = Tensor::empty({x_RC.dim(0)}, x.dtype() == DType::f64 ? DType::f64 : DType::f32, x.device());
+    Tensor y = compute(x_RC, weight, inv_rms_R, eps).reshaped(shape);
+    if (autograd::cheap_recompute()) {
+      y.set_recipe(std::make_shared<autograd::Recipe>(
+          [x = x_RC, w = weight, e = eps] { return compute(x, w, Tensor(), e); }));
+    }
+    return y;
+  }
+
+  // `inv_rms_R` may be undefined.
+  static Tensor compute(const Tensor& x_RC, const Tensor& weight, const Tensor& inv_rms_R, double eps) {
+    const Tensor y = Tensor::empty(x_RC.shape(), x_RC.dtype(), x_RC.device());
+    visit_compute(y.dtype(), [&]<class T>(std::type_identity<T>) {
+      using Acc = acc_t<T>;
+      kernels::rms_norm<T>(current_stream(y.device()), x_RC.view<T>(), weight.view<T>(), y.view<T>(),
+                           inv_rms_R.defined() ? inv_rms_R.view<Acc>() : View<Acc>(), eps);
     });
-    return y.reshaped(shape);
+    return y;
   }
 
   Grads vjp(const Tensor& dy, const Needs& needs) {

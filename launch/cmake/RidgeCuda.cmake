@@ -11,3 +11,15 @@ enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 find_package(CUDAToolkit REQUIRED)
+
+# cuDNN's attention is reached through its header-only graph API, which launch/setup fetches.
+find_path(RIDGE_CUDNN_FRONTEND cudnn_frontend.h
+          HINTS ${PROJECT_SOURCE_DIR}/.deps/cudnn-frontend/include ${CUDAToolkit_INCLUDE_DIRS})
+find_library(RIDGE_CUDNN cudnn HINTS ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
+find_path(RIDGE_CUDNN_INCLUDE cudnn.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+find_library(RIDGE_NCCL nccl REQUIRED HINTS ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
+find_path(RIDGE_NCCL_INCLUDE nccl.h REQUIRED HINTS ${CUDAToolkit_INCLUDE_DIRS})
+if(NOT RIDGE_CUDNN_FRONTEND OR NOT RIDGE_CUDNN OR NOT RIDGE_CUDNN_INCLUDE)
+  set(RIDGE_CUDNN_FRONTEND "")
+  message(WARNING "cuDNN or its front end is not found (launch/setup fetches that): attention will run on our own, slower kernels")
+endif()

@@ -47,5 +47,10 @@ function(ridge_add_cuda target)
   # nvcc cannot evaluate fmt's compile-time checks.
   target_compile_options(${target} PRIVATE
     "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-lineinfo;-DFMT_CONSTEVAL=;-DFMT_USE_CONSTEXPR=1;-Xcompiler=-Wall,-Wextra;-Werror=all-warnings>")
-  target_link_libraries(${target} PRIVATE CUDA::cudart CUDA::cublas CUDA::cublasLt)
+  target_link_libraries(${target} PRIVATE CUDA::cudart CUDA::cublas CUDA::cublasLt ${RIDGE_NCCL})
+  target_include_directories(${target} SYSTEM PRIVATE ${RIDGE_NCCL_INCLUDE})
+  if(RIDGE_CUDNN_FRONTEND)
+    target_include_directories(${target} SYSTEM PRIVATE ${RIDGE_CUDNN_FRONTEND} ${RIDGE_CUDNN_INCLUDE})
+    target_link_libraries(${target} PRIVATE ${RIDGE_CUDNN})
+  endif()
 endfunction()

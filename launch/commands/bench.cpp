@@ -1,11 +1,15 @@
 #include <chrono>
+#include <cstdio>
 
+#include "core/base/cuda.h"
 #include "core/base/memory.h"
 #include "core/base/threads.h"
 #include "kernels/blas.h"
 #include "launch/ceilings.h"
 #include "launch/context.h"
+#include "launch/parallelize.h"
 #include "launch/workloads.h"
+#include "parallel/nccl_communicator.h"
 
 namespace ridge {
 namespace {
@@ -13,86 +17,119 @@ namespace {
 struct Options {
   std::string model;
   std::string dtype;
-  std::int64_t batch = 4, sequence_length = 512, prompt = 32, steps = 10;
+  std::string recompute = "none", moments = "f32";
+  std::int64_t batch = 4, sequence_length = 512, prompt = 32, steps = 10, accumulate = 1, lora_rank = 0;
+
+  TrainingOptions training() const {
+    return {batch, sequence_length, accumulate, parse_recompute(recompute), parse_dtype(moments), lora_rank};
+  }
 };
 
 using Clock = std::chrono::steady_clock;
 
-// Seconds of each step, after two to warm up.
+// Seconds of each step, after two to warm up (on a GPU five).
 template <class Step>
-std::vector<double> step_seconds(std::int64_t steps, Step&& step) {
+std::vector<double> step_seconds(Device device, std::int64_t steps, Step&& step) {
   std::vector<double> seconds;
-  for (std::int64_t i = -2; i < steps; ++i) {
+  for (std::int64_t i = device == Device::cuda ? -5 : -2; i < steps; ++i) {
     const auto start = Clock::now();
     step();
+    if (device == Device::cuda) cuda::synchronize(current_stream(device));
     if (i >= 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
   }
   return seconds;
 }
 
-std::string machine(const Ceilings& roof) {
-  return fmt::format(
-      "{} thread(s), OpenBLAS {}; limits: {:.1f} GFLOP/s sgemm, {:.1f} GB/s read, {:.1f} GB/s copy",
-      thread_count(), kernels::blas_kernels(), roof.flops_per_s / 1e9, roof.read_bytes_per_s / 1e9,
-      roof.copy_bytes_per_s / 1e9);
+std::string machine(Device device, const Ceilings& roof) {
+  const std::string place =
+      device == Device::cuda
+          ? cuda_devices().at(static_cast<std::size_t>(cuda::selected_device()))
+          : fmt::format("{} thread(s), OpenBLAS {}", thread_count(), kernels::blas_kernels());
+  return fmt::format("{}; limits: {:.1f} GFLOP/s matmul, {:.1f} GB/s read, {:.1f} GB/s copy", place,
+                     roof.flops_per_s / 1e9, roof.read_bytes_per_s / 1e9, roof.copy_bytes_per_s / 1e9);
 }
 
 void ceilings(Context& context) {
-  const Ceilings roof = measure_ceilings();
+  const Device device = context.use_device();
+  const Ceilings roof = measure_ceilings(device, DType::bf16);
   context.emit({{"flops_per_s", roof.flops_per_s},
                 {"read_bytes_per_s", roof.read_bytes_per_s},
                 {"copy_bytes_per_s", roof.copy_bytes_per_s},
                 {"threads", thread_count()}},
-               machine(roof) + "\n");
+               machine(device, roof) + "\n");
 }
 
-// Peak memory of the same steps on meta.
-std::int64_t predicted_bytes(const Options& options) {
+// Peak memory of the same steps on meta, and the time that their work needs at the limits.
+struct Prediction {
+  std::int64_t bytes = 0;
+  double seconds = 0;
+};
+
+Prediction predict(const Options& options, Device device, const Ceilings& roof) {
   reset_memory_peaks(Device::meta);
+  Stream& stream = current_stream(Device::meta);
+  stream.meta_device = device;
+  stream.meta_ceilings = roof;
   models::Llama model(models::ModelConfig::load(options.model), parse_dtype(options.dtype), Device::meta);
-  TrainingWorkload work(model, options.batch, options.sequence_length);
-  for (int step = 0; step < 3; ++step) work.step();
-  return memory_stats(Device::meta).peak_reserved;
+  const auto alone = parallel::self_communicator();
+  TrainingWorkload work(model, options.training(), *alone);
+  for (int step = 0; step < 2; ++step) work.step();
+  stream.virtual_seconds = 0;
+  work.step();
+  return {memory_stats(Device::meta).peak_reserved, stream.virtual_seconds};
 }
 
 void train(const Options& options, Context& context) {
   require(options.steps >= 1, "--steps is {}: give at least 1", options.steps);
-  const Ceilings roof = measure_ceilings();
-  reset_memory_peaks(Device::cpu);
-  const std::int64_t predicted = predicted_bytes(options);
-  const auto model = workload_model(options.model, parse_dtype(options.dtype), true);
-  TrainingWorkload work(*model, options.batch, options.sequence_length);
-  const double seconds = median(step_seconds(options.steps, [&] { work.step(); }));
+  const Device device = context.use_device();
+  const auto gpus = device == Device::cuda ? parallel::nccl_communicator(context.ranks()) : nullptr;
+  parallel::Communicator& ranks = gpus ? *gpus : context.ranks();
+  const Ceilings roof = measure_ceilings(device, parse_dtype(options.dtype));
+  reset_memory_peaks(device);
+  const Prediction predicted = predict(options, device, roof);
+  const auto model = workload_model(options.model, parse_dtype(options.dtype), true, device);
+  const std::int64_t free_before = device == Device::cuda ? cuda::device_memory().total : 0;
+  TrainingWorkload work(*model, options.training(), ranks);
+  const double seconds = median(step_seconds(device, options.steps, [&] { work.step(); }));
   const double flops =
       model->config().train_flops_per_token(options.sequence_length) * static_cast<double>(work.tokens());
   const double share = flops / seconds / roof.flops_per_s;
-  const std::int64_t peak = memory_stats(Device::cpu).peak_reserved, resident = peak_resident_bytes();
+  const std::int64_t peak = memory_stats(device).peak_reserved;
+  const std::int64_t resident =
+      device == Device::cuda ? free_before - cuda::device_memory().free : peak_resident_bytes();
   const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
   context.emit(
       {{"step_seconds", seconds},
        {"tokens_per_s", static_cast<double>(work.tokens()) / seconds},
        {"flops_per_s", flops / seconds},
        {"limit_share", share},
-       {"sgemm_flops_per_s", roof.flops_per_s},
+       {"matmul_flops_per_s", roof.flops_per_s},
+       {"ranks", context.ranks().size()},
+       {"work_seconds", predicted.seconds},
        {"peak_bytes", peak},
        {"resident_bytes", resident},
-       {"predicted_bytes", predicted}},
+       {"predicted_bytes", predicted.bytes}},
       fmt::format(
-          "training step of {}, {} x {} tokens, {}, median of {}: {:.1f} ms, {:.0f} tokens/s, {:.1f} GFLOP/s "
-          "(6N + 6LdT a token) = {:.1f}% of sgemm\npeak memory {:.0f} MiB in tensors, {:.0f} MiB resident; "
-          "{:.0f} "
-          "MiB predicted on meta\n{}\n",
-          options.model, options.batch, options.sequence_length, options.dtype, options.steps, seconds * 1e3,
-          static_cast<double>(work.tokens()) / seconds, flops / seconds / 1e9, 100 * share, mib(peak),
-          mib(resident), mib(predicted), machine(roof)));
+          "training step of {}, {} x {} tokens{}, {}, {} rank(s), median of {}: {:.1f} ms, {:.0f} tokens/s a "
+          "rank, "
+          "{:.1f} GFLOP/s (6N + 6LdT a token) = {:.1f}% of matmul; the step's own work needs {:.1f} ms at "
+          "the limits\n"
+          "peak memory {:.0f} MiB in tensors, {:.0f} MiB resident; {:.0f} MiB predicted on meta\n{}\n",
+          options.model, options.batch, options.sequence_length,
+          options.accumulate > 1 ? fmt::format(" x {} accumulated", options.accumulate) : "", options.dtype,
+          context.ranks().size(), options.steps, seconds * 1e3, static_cast<double>(work.tokens()) / seconds,
+          flops / seconds / 1e9, 100 * share, predicted.seconds * 1e3, mib(peak), mib(resident),
+          mib(predicted.bytes), machine(device, roof)));
+  if (context.is_root() && !context.json) std::fputs(memory_report(memory_stats(device)).c_str(), stdout);
 }
 
 void decode(const Options& options, Context& context) {
   require(options.steps >= 1, "--steps is {}: give at least 1", options.steps);
-  const Ceilings roof = measure_ceilings();
-  const auto model = workload_model(options.model, parse_dtype(options.dtype), true);
-  DecodingWorkload work(*model, options.prompt, options.prompt + options.steps + 3);
-  const double seconds = median(step_seconds(options.steps, [&] { work.step(); }));
+  const Device device = context.use_device();
+  const Ceilings roof = measure_ceilings(device, parse_dtype(options.dtype));
+  const auto model = workload_model(options.model, parse_dtype(options.dtype), true, device);
+  DecodingWorkload work(*model, options.prompt, options.prompt + options.steps + 6);
+  const double seconds = median(step_seconds(device, options.steps, [&] { work.step(); }));
   const double rate = work.bytes_per_step() / seconds;
   context.emit({{"token_seconds", seconds},
                 {"tokens_per_s", 1 / seconds},
@@ -104,7 +141,7 @@ void decode(const Options& options, Context& context) {
                            "{:.1f} GB/s = {:.1f}% of "
                            "read bandwidth\n{}\n",
                            options.model, options.dtype, options.steps, seconds * 1e3, 1 / seconds,
-                           rate / 1e9, 100 * rate / roof.read_bytes_per_s, machine(roof)));
+                           rate / 1e9, 100 * rate / roof.read_bytes_per_s, machine(device, roof)));
 }
 
 Command add_workload(const Command& bench, Options& options, const char* name, const char* what,
@@ -124,8 +161,13 @@ void add_bench(const Command& app, Context& context) {
   bench.add("ceilings", "Matmul rate and memory bandwidth").run([&context] { ceilings(context); });
   auto training = std::make_shared<Options>();
   const Command steps = add_workload(bench, *training, "train", "A training step, all weights, AdamW", "f32");
-  steps.option("--batch", training->batch, "Sequences of a step");
+  steps.option("--batch", training->batch, "Sequences of a micro-batch");
   steps.option("--sequence-length", training->sequence_length, "Tokens of a sequence");
+  steps.option("--accumulate", training->accumulate, "Micro-batches of a step");
+  steps.option("--recompute", training->recompute, "none, selective or blocks");
+  steps.option("--moments", training->moments, "f32 or bf16");
+  steps.option("--lora-rank", training->lora_rank,
+               "Train adapters of this rank on all linear layers; 0: all weights");
   steps.run([training, &context] { train(*training, context); });
   auto decoding = std::make_shared<Options>();
   decoding->steps = 50;

@@ -1,10 +1,12 @@
 #include <chrono>
 
+#include "core/base/cuda.h"
 #include "core/base/profiler.h"
 #include "core/base/threads.h"
 #include "core/io/perfetto.h"
 #include "launch/ceilings.h"
 #include "launch/context.h"
+#include "launch/parallelize.h"
 #include "launch/workloads.h"
 
 namespace ridge {
@@ -15,7 +17,13 @@ struct Options {
   std::string dtype = "f32";
   std::string trace = "profile.pftrace";
   std::int64_t batch = 1, sequence_length = 512, prompt = 32, steps = 0;
+  std::int64_t accumulate = 1, lora_rank = 0;
+  std::string recompute = "none", moments = "f32";
   bool train = false, generate = false;
+
+  TrainingOptions training() const {
+    return {batch, sequence_length, accumulate, parse_recompute(recompute), parse_dtype(moments), lora_rank};
+  }
 };
 
 using Clock = std::chrono::steady_clock;
@@ -26,19 +34,24 @@ double seconds_since(Clock::time_point start) {
 
 // Runs `step` once to warm up, then `steps` times under the profiler; returns the wall time of those.
 template <class Step>
-double profiled(Profiler& profiler, std::int64_t steps, Step&& step) {
+double profiled(Device device, Profiler& profiler, std::int64_t steps, Step&& step) {
+  const auto wait = [device] {
+    if (device == Device::cuda) cuda::synchronize(current_stream(device));
+  };
   step();
+  wait();
   profiler.clear();
-  const ProfilerScope scope(current_stream(Device::cpu), &profiler);
+  const ProfilerScope scope(current_stream(device), &profiler);
   const auto start = Clock::now();
   for (std::int64_t i = 0; i < steps; ++i) step();
+  wait();
   return seconds_since(start);
 }
 
 void write_trace(const Profiler& profiler, const std::string& path) {
   PerfettoWriter trace(path);
   trace.process(1, "ridge");
-  const auto track = trace.thread(1, 1, "cpu stream");
+  const auto track = trace.thread(1, 1, "compute stream");
   for (const LaunchRecord& r : profiler.records()) {
     const TraceAnnotation notes[] = {{"flops", r.flops}, {"bytes", r.bytes}};
     trace.begin(track, r.op, static_cast<std::uint64_t>(r.begin_ns), notes);
@@ -62,30 +75,34 @@ std::vector<JsonObject> rows_json(const std::vector<OpSummary>& ops, const Ceili
   return rows;
 }
 
-double run_workload(const Options& options, Profiler& profiler) {
-  const auto model = workload_model(options.model, parse_dtype(options.dtype), false);
+double run_workload(const Options& options, Device device, Profiler& profiler) {
+  const auto model = workload_model(options.model, parse_dtype(options.dtype), false, device);
   if (options.generate) {
     const std::int64_t steps = options.steps > 0 ? options.steps : 64;
     DecodingWorkload work(*model, options.prompt, options.prompt + steps + 1);
-    return profiled(profiler, steps, [&] { work.step(); });
+    return profiled(device, profiler, steps, [&] { work.step(); });
   }
-  TrainingWorkload work(*model, options.batch, options.sequence_length);
-  return profiled(profiler, options.steps > 0 ? options.steps : 5, [&] { work.step(); });
+  const auto alone = parallel::self_communicator();
+  TrainingWorkload work(*model, options.training(), *alone);
+  return profiled(device, profiler, options.steps > 0 ? options.steps : 5, [&] { work.step(); });
 }
 
 void run(const Options& options, Context& context) {
   require(!(options.train && options.generate), "profile: give --train or --generate, not both");
   require(options.dtype == "f32" || options.dtype == "bf16", "--dtype {} is unknown: use f32 or bf16",
           options.dtype);
-  const Ceilings roof = measure_ceilings();
+  const Device device = context.use_device();
+  const Ceilings roof = measure_ceilings(device, parse_dtype(options.dtype));
   Profiler profiler;
-  const double wall = run_workload(options, profiler);
+  const double wall = run_workload(options, device, profiler);
   write_trace(profiler, options.trace);
   const auto ops = profiler.summary();
   std::string text = fmt::format(
-      "{} of {} on {} thread(s), {}\nlimits: {:.1f} GFLOP/s matmul, {:.1f} GB/s read, {:.1f} GB/s copy\n\n",
-      options.generate ? "decoding" : "training", options.model, thread_count(), options.dtype,
-      roof.flops_per_s / 1e9, roof.read_bytes_per_s / 1e9, roof.copy_bytes_per_s / 1e9);
+      "{} of {} on {}, {}\nlimits: {:.1f} GFLOP/s matmul, {:.1f} GB/s read, {:.1f} GB/s copy\n\n",
+      options.generate ? "decoding" : "training", options.model,
+      device == Device::cuda ? cuda_devices().at(static_cast<std::size_t>(cuda::selected_device()))
+                             : fmt::format("{} thread(s)", thread_count()),
+      options.dtype, roof.flops_per_s / 1e9, roof.read_bytes_per_s / 1e9, roof.copy_bytes_per_s / 1e9);
   text += roofline_table(ops, roof, wall);
   text += fmt::format("trace: {} (open it in ui.perfetto.dev)\n", options.trace);
   JsonObject json{{"wall_seconds", wall},
@@ -109,6 +126,10 @@ void add_profile(const Command& app, Context& context) {
   command.option("--dtype", options->dtype, "f32 or bf16");
   command.option("--batch", options->batch, "Training: sequences of a step");
   command.option("--sequence-length", options->sequence_length, "Training: tokens of a sequence");
+  command.option("--accumulate", options->accumulate, "Training: micro-batches of a step");
+  command.option("--recompute", options->recompute, "Training: none, selective or blocks");
+  command.option("--moments", options->moments, "Training: f32 or bf16");
+  command.option("--lora-rank", options->lora_rank, "Training: adapters of this rank; 0: all weights");
   command.option("--prompt", options->prompt, "Decoding: tokens before the first step");
   command.option("--steps", options->steps, "Steps to profile; default: 5 of training, 64 of decoding");
   command.option("--trace", options->trace, "Perfetto trace to write");

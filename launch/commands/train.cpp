@@ -1,4 +1,5 @@
 
+#include "core/base/cuda.h"
 #include "core/base/error.h"
 #include "core/base/memory.h"
 #include "core/base/threads.h"
@@ -7,6 +8,7 @@
 #include "launch/run_config.h"
 #include "launch/run_config.pb.h"
 #include "launch/train_loop.h"
+#include "parallel/nccl_communicator.h"
 
 namespace ridge {
 namespace {
@@ -19,14 +21,19 @@ struct Options {
 void run(const Options& options, Context& context) {
   config::RunConfig run = load_run_config(options.config, options.overrides);
   for (const std::string& note : resolve(run, context.ranks().size())) context.note(note);
-  parse_device(run.device());
-  context.ranks().barrier();
-  const Ceilings roof = measure_ceilings();
-  reset_memory_peaks(Device::cpu);
-  context.note(fmt::format("{} rank(s) of {} thread(s); a rank's limits: {:.0f} GFLOP/s, {:.1f} GB/s read",
-                           context.ranks().size(), thread_count(), roof.flops_per_s / 1e9,
+  const Device device = context.use_device(run.device());
+  const auto gpus = device == Device::cuda ? parallel::nccl_communicator(context.ranks()) : nullptr;
+  parallel::Communicator& ranks = gpus ? *gpus : context.ranks();
+  ranks.barrier();
+  const Ceilings roof = measure_ceilings(device, parse_dtype(run.train().precision()));
+  reset_memory_peaks(device);
+  const std::string place = device == Device::cuda
+                                ? cuda_devices().at(static_cast<std::size_t>(cuda::selected_device()))
+                                : fmt::format("{} thread(s)", thread_count());
+  context.note(fmt::format("{} rank(s) of {}; a rank's limits: {:.0f} GFLOP/s, {:.1f} GB/s read",
+                           context.ranks().size(), place, roof.flops_per_s / 1e9,
                            roof.read_bytes_per_s / 1e9));
-  const TrainResult result = train(run, context.ranks(), roof);
+  const TrainResult result = train(run, ranks, device, roof);
   context.emit(
       {{"steps", result.steps},
        {"loss", result.final_loss},

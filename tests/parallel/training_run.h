@@ -105,7 +105,7 @@ class TrainingRank {
   TrainingRank(const TrainingRun& run, const Layout& layout, parallel::Communicator& ranks)
       : run_(run), ranks_(ranks), model_(load(run.model, layout.dtype, models::LoadMode::train)) {
     micro_batch_ = layout.micro_batch > 0 ? layout.micro_batch : run.micro_batch;
-    model_->set_recompute(layout.recompute);
+    model_->set_recompute(layout.recompute ? models::Recompute::blocks : models::Recompute::none);
     add_adapter(layout);
     std::vector<Tensor> leaves;
     for (const nn::Parameter& p : model_->parameters()) {

@@ -64,7 +64,7 @@ TEST(Launch, MetaWithoutCeilingsTakesNoTime) {
   EXPECT_EQ(stream.virtual_seconds, 0);
 }
 
-TEST(Launch, CudaIsNotInThisBuild) {
+TEST(Launch, ABodyForTheCpuAloneIsRefusedOnCuda) {
   Stream stream(Device::cuda, "test");
   EXPECT_THROW(launch(stream, "op", Work{}, [] { FAIL(); }), Error);
 }
@@ -83,6 +83,14 @@ TEST(ProfilerScope, PutsBackWhatWasThere) {
   EXPECT_TRUE(inner.records().empty());
 }
 
+TEST(Streams, SizesOnMetaAreThoseOfTheDeviceThatItStandsFor) {
+  EXPECT_EQ(planned_device(Device::cpu), Device::cpu);
+  EXPECT_EQ(planned_device(Device::meta), Device::cpu);
+  current_stream(Device::meta).meta_device = Device::cuda;
+  EXPECT_EQ(planned_device(Device::meta), Device::cuda);
+  current_stream(Device::meta).meta_device = Device::cpu;
+}
+
 TEST(Streams, EveryThreadHasItsOwn) {
   Stream& here = current_stream(Device::cpu);
   EXPECT_EQ(&here, &current_stream(Device::cpu));
@@ -93,9 +101,11 @@ TEST(Streams, EveryThreadHasItsOwn) {
 
 TEST(Devices, NamesAndChoice) {
   EXPECT_EQ(parse_device("cpu"), Device::cpu);
-  EXPECT_EQ(parse_device("auto"), Device::cpu);
+  EXPECT_EQ(parse_device("auto"), cuda_devices().empty() ? Device::cpu : Device::cuda);
   EXPECT_EQ(name_of(Device::meta), "meta");
-  EXPECT_THROW(parse_device("cuda"), UserError);
+  if (!built_with_cuda()) {
+    EXPECT_THROW(parse_device("cuda"), UserError);
+  }
   EXPECT_THROW(parse_device("tpu"), UserError);
 }
 

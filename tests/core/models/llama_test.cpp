@@ -225,7 +225,7 @@ TEST(Llama, InitialWeightsAreRandomOfTheConfigsSpreadAndRepeatable) {
 
 TEST(Llama, RecomputeKeepsLessUntilBackward) {
   const Reference r("llama_bias");
-  const auto kept_by = [&](bool recompute) {
+  const auto kept_by = [&](models::Recompute recompute) {
     const auto model = test::load(r.folder, DType::f32, models::LoadMode::train);
     model->set_recompute(recompute);
     for (const nn::Parameter& p : model->parameters()) autograd::set_requires_grad(*p.value, true);
@@ -235,8 +235,11 @@ TEST(Llama, RecomputeKeepsLessUntilBackward) {
     return memory_stats(Device::cpu).live - before;
   };
   const std::int64_t block_inputs = 2 * 4 * r.batch() * r.length() * 32;  // two blocks of f32 rows
-  EXPECT_LT(kept_by(true), kept_by(false) / 3);
-  EXPECT_GE(kept_by(true), block_inputs);
+  using models::Recompute;
+  EXPECT_LT(kept_by(Recompute::blocks), kept_by(Recompute::none) / 3);
+  EXPECT_GE(kept_by(Recompute::blocks), block_inputs);
+  EXPECT_LT(kept_by(Recompute::selective), kept_by(Recompute::none) * 3 / 4);
+  EXPECT_GT(kept_by(Recompute::selective), kept_by(Recompute::blocks));
 }
 
 // A 1B shape without memory: forward and backward on meta state the FLOPs that the config promises.
