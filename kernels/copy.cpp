@@ -210,10 +210,13 @@ void convert(Stream& stream, DType from, const void* x, const Shape& shape, cons
   const View<const char> distinct(nullptr, shape, x_strides);
   const double bytes = distinct_bytes(distinct) * static_cast<double>(from_size) +
                        static_cast<double>(numel(shape)) * static_cast<double>(to_size);
-  launch(stream, from == to ? "copy" : "convert", Work{0, bytes}, [&] {
-    convert_any(x, {from_size, x_strides}, y, {to_size, y_strides}, shape, row_function(from, to),
-                row_function(to, to));
-  });
+  launch(
+      stream, from == to ? "copy" : "convert", Work{0, bytes},
+      [&] {
+        convert_any(x, {from_size, x_strides}, y, {to_size, y_strides}, shape, row_function(from, to),
+                    row_function(to, to));
+      },
+      [&] { cuda::convert(stream, from, x, shape, x_strides, to, y, y_strides); });
 }
 
 template <class S, class D>

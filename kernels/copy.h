@@ -20,4 +20,10 @@ void convert(Stream& stream, View<const S> x, View<D> y);
 void convert(Stream& stream, DType from, const void* x, const Shape& shape, const Strides& x_strides,
              DType to, void* y, const Strides& y_strides);
 
+/// What `launch` runs on a GPU; arguments are checked already (copy.cu).
+namespace cuda {
+void convert(Stream& stream, DType from, const void* x, const Shape& shape, const Strides& x_strides,
+             DType to, void* y, const Strides& y_strides);
+}  // namespace cuda
+
 }  // namespace ridge::kernels

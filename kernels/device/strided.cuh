@@ -58,15 +58,21 @@ struct Loops {
   std::int64_t inner() const { return extent[ndim - 1]; }
   std::int64_t step(int k) const { return stride[ndim - 1][k]; }
 
-  /// Where operand 0 has the element of this row-major index.
-  __device__ __forceinline__ std::int64_t offset(std::int64_t index) const {
-    std::int64_t at = 0;
+  /// Where the operands have the element of this row-major index.
+  __device__ __forceinline__ void offsets(std::int64_t index, std::int64_t (&at)[K]) const {
+    for (int k = 0; k < K; ++k) at[k] = 0;
     for (int d = ndim - 1; d > 0; --d) {
       const std::int64_t outer = divide(index, extent[d]);
-      at += (index - outer * extent[d]) * stride[d][0];
+      for (int k = 0; k < K; ++k) at[k] += (index - outer * extent[d]) * stride[d][k];
       index = outer;
     }
-    return at + index * stride[0][0];
+    for (int k = 0; k < K; ++k) at[k] += index * stride[0][k];
+  }
+  __device__ __forceinline__ std::int64_t offset(std::int64_t index) const {
+    static_assert(K == 1);
+    std::int64_t at[1];
+    offsets(index, at);
+    return at[0];
   }
 };
 

@@ -47,14 +47,23 @@ const std::vector<double> kValues = {0,    1,     -1,   0.5,  -0.75, 2.5,   3.5,
                                      127,  128,   -128, -129, 255,   256,   -3,    1000,  65504,
                                      1e10, -1e10, 1e-7, 7e-8, 3e-5,  1e300, -1e300};
 
+/// `x` as type D.
+template <class D, class S>
+std::vector<D> converted(const std::vector<S>& x) {
+  const Shape shape{static_cast<std::int64_t>(x.size())};
+  Array<S> from(shape);
+  Array<D> to(shape);
+  std::copy(x.begin(), x.end(), from.data().begin());
+  convert<S, D>(test_stream(), from.in(), to.view());
+  return {to.data().begin(), to.data().end()};
+}
+
 template <class S, class D>
 void check_pair() {
   std::vector<S> x;
   for (const double v : kValues) x.push_back(from_double<S>(reference<S>(v)));
   while (x.size() < 200) x.push_back(x[x.size() - kValues.size()]);
-  std::vector<D> y(x.size());
-  const Shape shape{static_cast<std::int64_t>(x.size())};
-  convert<S, D>(cpu(), View<const S>(x.data(), shape), View<D>(y.data(), shape));
+  const std::vector<D> y = converted<D>(x);
   for (std::size_t i = 0; i < x.size(); ++i) {
     EXPECT_EQ(as_double(y[i]), reference<D>(as_double(x[i])))
         << name_of(dtype_of<S>) << " to " << name_of(dtype_of<D>) << " of " << as_double(x[i]);
@@ -73,11 +82,9 @@ TEST(Convert, AllPairsOfDtypes) {
 
 TEST(Convert, SixtyFourBitIntegersStayExact) {
   const std::int64_t big = (std::int64_t{1} << 62) + 1;
-  std::int64_t x[] = {big, -big, 3000000000, -3000000000, 5}, same[5];
-  std::int32_t narrow[5];
-  convert<std::int64_t, std::int64_t>(cpu(), {x, {5}}, {same, {5}});
-  convert<std::int64_t, std::int32_t>(cpu(), {x, {5}}, {narrow, {5}});
-  for (int i = 0; i < 5; ++i) EXPECT_EQ(same[i], x[i]);
+  const std::vector<std::int64_t> x = {big, -big, 3000000000, -3000000000, 5};
+  EXPECT_EQ(converted<std::int64_t>(x), x);
+  const auto narrow = converted<std::int32_t>(x);
   EXPECT_EQ(narrow[2], std::numeric_limits<std::int32_t>::max());
   EXPECT_EQ(narrow[3], std::numeric_limits<std::int32_t>::min());
   EXPECT_EQ(narrow[4], 5);
@@ -85,13 +92,10 @@ TEST(Convert, SixtyFourBitIntegersStayExact) {
 
 TEST(Convert, NotANumberAndInfinities) {
   constexpr float kInf = std::numeric_limits<float>::infinity();
-  const float x[] = {std::numeric_limits<float>::quiet_NaN(), kInf, -kInf};
-  std::int64_t wide[3];
-  std::uint8_t narrow[3];
-  f16 half[3];
-  convert<float, std::int64_t>(cpu(), {x, {3}}, {wide, {3}});
-  convert<float, std::uint8_t>(cpu(), {x, {3}}, {narrow, {3}});
-  convert<float, f16>(cpu(), {x, {3}}, {half, {3}});
+  const std::vector<float> x = {std::numeric_limits<float>::quiet_NaN(), kInf, -kInf};
+  const auto wide = converted<std::int64_t>(x);
+  const auto narrow = converted<std::uint8_t>(x);
+  const auto half = converted<f16>(x);
   EXPECT_EQ(wide[0], 0);
   EXPECT_EQ(wide[1], std::numeric_limits<std::int64_t>::max());
   EXPECT_EQ(wide[2], std::numeric_limits<std::int64_t>::min());
@@ -153,6 +157,9 @@ const Layout kLayouts[] = {
     {"transposed", {65, 129}, {1, 65}, {129, 1}},
     {"transposed output", {65, 129}, {129, 1}, {1, 65}},
     {"transposed with holes", {65, 129}, {1, 70}, {131, 1}},
+    {"vectors: sliced", {65, 128}, {144, 1}, {160, 1}},
+    {"vectors: broadcast", {65, 128}, {0, 1}, {128, 1}},
+    {"vectors: outer broadcast", {5, 13, 64}, {64, 0, 1}, {832, 64, 1}},
     {"heads", {2, 5, 33, 16}, {2640, 16, 80, 1}, {2640, 528, 16, 1}},
     {"keys transposed", {2, 5, 16, 33}, {2640, 16, 1, 80}, {2640, 528, 33, 1}},
     {"batch outside", {33, 3, 40}, {1, 1320, 33}, {120, 40, 1}},
@@ -166,7 +173,7 @@ void check_layouts() {
     Array<S> x(l.shape, l.x);
     Array<D> y(l.shape, l.y);
     x.randomize(1);
-    convert<S, D>(cpu(), x.in(), y.view());
+    convert<S, D>(test_stream(), x.in(), y.view());
     std::vector<double> want;
     for (const double v : x.values()) want.push_back(as_double(from_double<D>(v)));
     EXPECT_EQ(y.values(), want) << l.name;
@@ -185,14 +192,14 @@ TEST(Copy, LeavesTheGapsAlone) {
   Array<float> x({3, 4}), y({3, 4}, {6, 1});
   x.randomize(1);
   std::fill(y.data().begin(), y.data().end(), 7.0f);
-  copy<float>(cpu(), x.in(), y.view());
+  copy<float>(test_stream(), x.in(), y.view());
   EXPECT_EQ(y.data()[4], 7.0f);
   EXPECT_EQ(y.data()[11], 7.0f);
 }
 
 TEST(Copy, EmptyViews) {
-  convert<float, bf16>(cpu(), View<const float>(nullptr, {3, 0}), View<bf16>(nullptr, {3, 0}));
-  copy<float>(cpu(), View<const float>(nullptr, {0, 9}, {1, 9}), View<float>(nullptr, {0, 9}));
+  convert<float, bf16>(test_stream(), View<const float>(nullptr, {3, 0}), View<bf16>(nullptr, {3, 0}));
+  copy<float>(test_stream(), View<const float>(nullptr, {0, 9}, {1, 9}), View<float>(nullptr, {0, 9}));
 }
 
 TEST(Copy, SameBitsOnAnyThreads) {
@@ -220,7 +227,7 @@ TEST(CopyWork, CountsEveryByteOnce) {
 
 TEST(CopyShapes, UnequalOnesAreErrors) {
   Array<float> x({2, 3}), y({3, 2});
-  EXPECT_THROW(copy<float>(cpu(), x.in(), y.view()), Error);
+  EXPECT_THROW(copy<float>(test_stream(), x.in(), y.view()), Error);
 }
 
 }  // namespace
