@@ -14,8 +14,8 @@ using device::ceil_div, device::kVec, device::load, device::load_pack, device::l
 using device::Pack, device::round_to, device::store_pack, device::store_vec, device::Sum, device::Vec;
 using device::warp_all;
 
-constexpr int kAnyBlock = 256, kForwardMost = 512, kBackwardBlock = 512;  // threads
-constexpr int kMostVecs = 4;                                               // of one row in one thread
+constexpr int kAnyBlock = 256, kForwardBlock = 128, kForwardMost = 512, kBackwardBlock = 512;  // threads
+constexpr int kMostVecs = 4;  // of one row in one thread
 
 /// This thread's place in the team of `threads` that shares a row: a power of two below 32, or whole warps.
 struct Team {
@@ -331,7 +331,7 @@ struct Layout {
 
 template <class T>
 void run_forward(Stream& stream, const Forward<T>& f, bool vectors) {
-  const Layout layout(f.channels / kVec<T>, 32, kAnyBlock, kForwardMost);
+  const Layout layout(f.channels / kVec<T>, device::kWarp, kForwardBlock, kForwardMost);
   if (!vectors || layout.each == 0)
     return forward_any_kernel<T><<<device::grid_for(f.rows, 1), kAnyBlock, 0, native(stream)>>>(f);
   const auto start = [&](auto kernel) {
