@@ -33,16 +33,18 @@ void dropout(Stream& stream, View<const T> x, double p, RandomKey key, std::uint
   check(x.shape == y.shape && x.contiguous() && y.contiguous(), "dropout: contiguous views of one shape");
   check(p >= 0 && p < 1, "dropout: probability in [0, 1)");
   const std::int64_t n = x.numel();
-  launch(stream, "dropout", Work{static_cast<double>(n), x.bytes() + y.bytes()}, [&] {
-    const std::uint32_t threshold = keep_threshold(p);
-    const auto factor = static_cast<acc_t<T>>(1 / (1 - p));
-    parallel_for(n, kElementsPerTask, [&](std::int64_t begin, std::int64_t end) {
-      for_random_words(key, first, begin, end,
-                       [&](std::int64_t at, const std::uint32_t* words, std::int64_t count) {
-                         mask_row(x.data + at, words, threshold, factor, y.data + at, count);
-                       });
-    });
-  });
+  const std::uint32_t threshold = keep_threshold(p);
+  const auto factor = static_cast<acc_t<T>>(1 / (1 - p));
+  const auto mask = [&](std::int64_t begin, std::int64_t end) {
+    for_random_words(key, first, begin, end,
+                     [&](std::int64_t at, const std::uint32_t* words, std::int64_t count) {
+                       mask_row(x.data + at, words, threshold, factor, y.data + at, count);
+                     });
+  };
+  launch(
+      stream, "dropout", Work{static_cast<double>(n), x.bytes() + y.bytes()},
+      [&] { parallel_for(n, kElementsPerTask, mask); },
+      [&] { cuda::dropout<T>(stream, x, threshold, factor, key, first, y); });
 }
 
 template void dropout<float>(Stream&, View<const float>, double, RandomKey, std::uint64_t, View<float>);

@@ -15,4 +15,11 @@ namespace ridge::kernels {
 template <class T>
 void dropout(Stream& stream, View<const T> x, double p, RandomKey key, std::uint64_t first, View<T> y);
 
+/// What `launch` runs on a GPU (dropout.cu): y = x * factor where a word's upper 24 bits reach `threshold`.
+namespace cuda {
+template <class T>
+void dropout(Stream& stream, View<const T> x, std::uint32_t threshold, acc_t<T> factor, RandomKey key,
+             std::uint64_t first, View<T> y);
+}  // namespace cuda
+
 }  // namespace ridge::kernels

@@ -57,23 +57,30 @@ void draw_normal(const std::uint32_t* words, std::int64_t count, float* draws) {
 
 template <class T>
 void fill(Stream& stream, View<T> y, double value) {
-  launch(stream, "fill", Work{0, y.bytes()}, [&] {
-    T element;
-    store(element, static_cast<acc_t<T>>(value));
-    map_elements([element](T& out) { out = element; }, y);
-  });
+  launch(
+      stream, "fill", Work{0, y.bytes()},
+      [&] {
+        T element;
+        store(element, static_cast<acc_t<T>>(value));
+        map_elements([element](T& out) { out = element; }, y);
+      },
+      [&] { cuda::fill<T>(stream, y, value); });
 }
 
 template <class T>
 void uniform(Stream& stream, View<T> y, double lo, double hi, RandomKey key, std::uint64_t first) {
-  launch(stream, "uniform", Work{2 * static_cast<double>(y.numel()), y.bytes()},
-         [&] { random_fill(y, lo, hi - lo, key, first, draw_uniform); });
+  launch(
+      stream, "uniform", Work{2 * static_cast<double>(y.numel()), y.bytes()},
+      [&] { random_fill(y, lo, hi - lo, key, first, draw_uniform); },
+      [&] { cuda::uniform<T>(stream, y, lo, hi, key, first); });
 }
 
 template <class T>
 void normal(Stream& stream, View<T> y, double mean, double std, RandomKey key, std::uint64_t first) {
-  launch(stream, "normal", Work{6 * static_cast<double>(y.numel()), y.bytes()},
-         [&] { random_fill(y, mean, std, key, first, draw_normal); });
+  launch(
+      stream, "normal", Work{6 * static_cast<double>(y.numel()), y.bytes()},
+      [&] { random_fill(y, mean, std, key, first, draw_normal); },
+      [&] { cuda::normal<T>(stream, y, mean, std, key, first); });
 }
 
 template void fill<float>(Stream&, View<float>, double);

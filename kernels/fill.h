@@ -24,4 +24,14 @@ void uniform(Stream& stream, View<T> y, double lo, double hi, RandomKey key, std
 template <class T>
 void normal(Stream& stream, View<T> y, double mean, double std, RandomKey key, std::uint64_t first = 0);
 
+/// What `launch` runs on a GPU (fill.cu). The words are the CPU's; normals differ from its by rounding.
+namespace cuda {
+template <class T>
+void fill(Stream& stream, View<T> y, double value);
+template <class T>
+void uniform(Stream& stream, View<T> y, double lo, double hi, RandomKey key, std::uint64_t first);
+template <class T>
+void normal(Stream& stream, View<T> y, double mean, double std, RandomKey key, std::uint64_t first);
+}  // namespace cuda
+
 }  // namespace ridge::kernels

@@ -26,7 +26,7 @@ TYPED_TEST(Dropout, KeepsWhatTheCounterSays) {
     for (const std::uint64_t first : {std::uint64_t{0}, std::uint64_t{5}, (std::uint64_t{1} << 34) + 3}) {
       Array<T> x({n}), y({n});
       x.randomize(1, 1, 2), y.randomize(2);
-      dropout<T>(cpu(), x.in(), 0.3, kKey, first, y.view());
+      dropout<T>(test_stream(), x.in(), 0.3, kKey, first, y.view());
       std::vector<double> want;
       for (std::int64_t i = 0; i < n; ++i) {
         const std::uint64_t word = first + static_cast<std::uint64_t>(i);
@@ -45,12 +45,12 @@ TEST(DropoutRate, ShareOfZerosIsP) {
   Array<float> x({kCount}), y({kCount});
   std::fill(x.data().begin(), x.data().end(), 1.0f);
   for (const double p : {0.0, 0.1, 0.5, 0.999}) {
-    dropout<float>(cpu(), x.in(), p, kKey, 0, y.view());
+    dropout<float>(test_stream(), x.in(), p, kKey, 0, y.view());
     const auto zeros = std::count(y.data().begin(), y.data().end(), 0.0f);
     EXPECT_NEAR(static_cast<double>(zeros) / kCount, p, 5 * std::sqrt(p * (1 - p) / kCount));
   }
   EXPECT_EQ(std::count(y.data().begin(), y.data().end(), 0.0f) > 0, true);
-  dropout<float>(cpu(), x.in(), 0, kKey, 0, y.view());
+  dropout<float>(test_stream(), x.in(), 0, kKey, 0, y.view());
   EXPECT_EQ(y.data(), x.data());
 }
 
@@ -58,23 +58,32 @@ TYPED_TEST(Dropout, PiecesEqualTheWholeAndThreadsDoNotMatter) {
   using T = TypeParam;
   Array<T> x({100003}), y({100003});
   x.randomize(1);
-  dropout<T>(cpu(), x.in(), 0.5, kKey, 11, y.view());
-  expect_same_bits_on_threads([&] {
-    Array<T> piece({50000});
-    dropout<T>(cpu(), View<const T>(x.data().data() + 50003, {50000}), 0.5, kKey, 11 + 50003, piece.view());
-    const auto whole = y.values();
-    EXPECT_EQ(piece.values(), std::vector<double>(whole.begin() + 50003, whole.end()));
-    return piece.values();
-  });
-  dropout<T>(cpu(), x.in(), 0.5, kKey, 11, x.view());
+  dropout<T>(test_stream(), x.in(), 0.5, kKey, 11, y.view());
+  const auto whole = y.values();
+  for (const std::int64_t begin : {50003, 50005, 50000}) {  // middles and beginnings of counters and vectors
+    const std::int64_t n = 100003 - begin;
+    Array<T> piece({n});
+    const View<const T> tail(x.in().data + begin, {n});
+    dropout<T>(test_stream(), tail, 0.5, kKey, static_cast<std::uint64_t>(11 + begin), piece.view());
+    EXPECT_EQ(piece.values(), std::vector<double>(whole.begin() + begin, whole.end())) << begin;
+  }
+  if (!on_gpu()) {
+    expect_same_bits_on_threads([&] {
+      Array<T> again({100003});
+      dropout<T>(cpu(), x.in(), 0.5, kKey, 11, again.view());
+      EXPECT_EQ(again.values(), whole);
+      return again.values();
+    });
+  }
+  dropout<T>(test_stream(), x.in(), 0.5, kKey, 11, x.view());
   EXPECT_EQ(x.values(), y.values()) << "in place";
 }
 
 TEST(DropoutErrors, ProbabilityAndLayout) {
   Array<float> x({4, 4}), y({4, 4}), sliced({4, 4}, {5, 1});
-  EXPECT_THROW(dropout<float>(cpu(), x.in(), 1.0, kKey, 0, y.view()), Error);
-  EXPECT_THROW(dropout<float>(cpu(), x.in(), -0.1, kKey, 0, y.view()), Error);
-  EXPECT_THROW(dropout<float>(cpu(), sliced.in(), 0.1, kKey, 0, y.view()), Error);
+  EXPECT_THROW(dropout<float>(test_stream(), x.in(), 1.0, kKey, 0, y.view()), Error);
+  EXPECT_THROW(dropout<float>(test_stream(), x.in(), -0.1, kKey, 0, y.view()), Error);
+  EXPECT_THROW(dropout<float>(test_stream(), sliced.in(), 0.1, kKey, 0, y.view()), Error);
 }
 
 TEST(DropoutWork, CountsEveryByteOnce) {
