@@ -14,7 +14,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 std::int32_t next_token(models::Llama& model, std::span<const std::int32_t> ids, nn::KvCache& cache,
                         const GenerateOptions& options, std::uint64_t step) {
-  const Tensor ids_BT = Tensor::from(ids, {1, static_cast<std::int64_t>(ids.size())}).on(model.device());
+  const Tensor ids_BT = Tensor::from(ids, {1, static_cast<std::int64_t>(ids.size())});
   const Tensor logits = model.last_logits(ids_BT, &cache).to(DType::f32).on(Device::cpu);
   auto row = logits.reshaped({-1}).span<float>();
   if (options.vocabulary > 0 && options.vocabulary < static_cast<std::int64_t>(row.size())) {

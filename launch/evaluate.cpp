@@ -122,8 +122,7 @@ Perplexity evaluate(models::Llama& model, const std::vector<Window>& windows, pa
     while (rows < most && first + rows < windows.size() && windows[first + rows].ids.size() == length) ++rows;
     if (turn++ % ranks.size() == ranks.rank()) {
       const auto [ids, targets] = stack(windows, first, rows);
-      sums[0] +=
-          sum_of(model.token_losses(ids.on(model.device()), targets.on(model.device())).on(Device::cpu));
+      sums[0] += sum_of(model.token_losses(ids, targets).on(Device::cpu));
       const auto scored = targets.span<std::int32_t>();
       sums[1] += static_cast<double>(
           std::count_if(scored.begin(), scored.end(), [](std::int32_t t) { return t != kIgnored; }));

@@ -96,7 +96,7 @@ DecodingWorkload::DecodingWorkload(models::Llama& model, std::int64_t prompt, st
 
 void DecodingWorkload::step() {
   const autograd::NoGradScope no_grad;
-  const Tensor ids = Tensor::from(std::vector<std::int32_t>{next_}, {1, 1}).on(model_.device());
+  const Tensor ids = Tensor::from(std::vector<std::int32_t>{next_}, {1, 1});
   const Tensor logits = model_.last_logits(ids, &cache_).to(DType::f32).on(Device::cpu);
   next_ = inference::sample(logits.reshaped({-1}).span<float>(), {}, 0);
 }

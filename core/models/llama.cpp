@@ -125,7 +125,7 @@ Tensor Llama::run_block(std::int64_t layer, const Tensor& x_BTC, nn::KvCache* ca
 
 Tensor Llama::hidden(const Tensor& ids_BT, nn::KvCache* cache) {
   check(ids_BT.ndim() == 2, "ids of [B, T]");
-  Tensor x_BTC = ops::embedding(embedding_, ids_BT);
+  Tensor x_BTC = ops::embedding(embedding_, ids_BT.on(device_));
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) x_BTC = run_block(layer, x_BTC, cache);
   if (cache != nullptr) cache->advance(ids_BT.dim(1));
   return ops::rms_norm(x_BTC, norm_, config_.rms_norm_eps);
@@ -144,13 +144,13 @@ Tensor Llama::last_logits(const Tensor& ids_BT, nn::KvCache* cache) {
 
 Tensor Llama::loss(const Tensor& ids_BT, const Tensor& targets_BT, double scale) {
   const Tensor h_RC = ops::reshape(hidden(ids_BT), {-1, config_.hidden_size});
-  return head_->cross_entropy(h_RC, targets_BT.as_contiguous().reshaped({-1}), scale);
+  return head_->cross_entropy(h_RC, targets_BT.on(device_).as_contiguous().reshaped({-1}), scale);
 }
 
 Tensor Llama::token_losses(const Tensor& ids_BT, const Tensor& targets_BT) {
   const autograd::NoGradScope no_grad;
   const Tensor h_RC = hidden(ids_BT).reshaped({-1, config_.hidden_size});
-  return head_->token_losses(h_RC, targets_BT.as_contiguous().reshaped({-1}));
+  return head_->token_losses(h_RC, targets_BT.on(device_).as_contiguous().reshaped({-1}));
 }
 
 nn::Parameters Llama::parameters() {

@@ -16,7 +16,7 @@ namespace ridge::models {
 /// Nothing; norms and activations (cheap to compute, dear to keep); all but the input of each block.
 enum class Recompute { none, selective, blocks };
 
-/// B sequences, T tokens, C channels, V vocabulary.
+/// B sequences, T tokens, C channels, V vocabulary. Ids and targets may lie on another device than the model.
 class Llama {
  public:
   /// Weights are uninitialised: fill them with initialize() or load_weights().

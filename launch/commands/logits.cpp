@@ -52,7 +52,7 @@ void run(const Options& options, Context& context) {
   const std::int64_t V = model->config().vocab_size;
   const Tensor logits = Tensor::empty({B, T, V}, DType::f32);
   for (std::int64_t b = 0; b < B; ++b) {
-    const Tensor ids = Tensor::from(rows[static_cast<std::size_t>(b)], {1, T}).on(model->device());
+    const Tensor ids = Tensor::from(rows[static_cast<std::size_t>(b)], {1, T});
     logits.sliced(0, b, b + 1).copy_from(model->logits(ids));
   }
   const std::vector<TensorEntry> entries{make_tensor_entry(

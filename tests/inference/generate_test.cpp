@@ -7,20 +7,22 @@
 
 #include "core/autograd.h"
 #include "core/models/weights.h"
+#include "tests/test_device.h"
 
 namespace ridge::inference {
 namespace {
 
 std::unique_ptr<models::Llama> load(const std::string& name) {
   return models::load_model(std::string(RIDGE_SOURCE_DIR) + "/tests/data/models/" + name, DType::f32,
-                            models::LoadMode::read)
+                            models::LoadMode::read, test::test_device())
       .model;
 }
 
 // Logits of the last of `ids`, computed without a cache.
 std::vector<float> last_row(models::Llama& model, const std::vector<std::int32_t>& ids) {
   const autograd::NoGradScope no_grad;
-  const Tensor logits = model.logits(Tensor::from(ids, {1, static_cast<std::int64_t>(ids.size())}));
+  const Tensor logits =
+      model.logits(Tensor::from(ids, {1, static_cast<std::int64_t>(ids.size())})).on(Device::cpu);
   const auto all = logits.span<float>();
   return {all.end() - model.config().vocab_size, all.end()};
 }

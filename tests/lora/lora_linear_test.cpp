@@ -16,10 +16,10 @@ using test::random_tensor;
 constexpr std::int64_t kIn = 7, kOut = 5, kRank = 3;
 
 std::unique_ptr<LoraLinear> make(DType dtype, double scaling, double dropout, bool bias = true) {
-  auto base = std::make_unique<nn::DenseLinear>(kIn, kOut, bias, dtype, Device::cpu);
+  auto base = std::make_unique<nn::DenseLinear>(kIn, kOut, bias, dtype, test::test_device());
   base->weight().copy_from(random_tensor({kOut, kIn}, 1));
   if (bias) base->bias().copy_from(random_tensor({kOut}, 2));
-  auto lora = std::make_unique<LoraLinear>(std::move(base), kRank, scaling, dropout, Device::cpu);
+  auto lora = std::make_unique<LoraLinear>(std::move(base), kRank, scaling, dropout, test::test_device());
   lora->a().copy_from(random_tensor({kRank, kIn}, 3));
   lora->b().copy_from(random_tensor({kOut, kRank}, 4));
   return lora;

@@ -103,7 +103,10 @@ struct Trained {
 class TrainingRank {
  public:
   TrainingRank(const TrainingRun& run, const Layout& layout, parallel::Communicator& ranks)
-      : run_(run), ranks_(ranks), model_(load(run.model, layout.dtype, models::LoadMode::train)) {
+      : run_(run),
+        ranks_(ranks),
+        device_(layout.ranks > 1 ? Device::cpu : test_device()),  // threads share tensors of the CPU alone
+        model_(load(run.model, layout.dtype, models::LoadMode::train, device_)) {
     micro_batch_ = layout.micro_batch > 0 ? layout.micro_batch : run.micro_batch;
     model_->set_recompute(layout.recompute ? models::Recompute::blocks : models::Recompute::none);
     add_adapter(layout);
@@ -142,9 +145,9 @@ class TrainingRank {
       lora::LoraConfig config;
       config.targets = {"q_proj", "v_proj", "down_proj"};
       config.dropout = layout.dropout;
-      lora::add_adapters(model_->linears(), config, 5, Device::cpu);
+      lora::add_adapters(model_->linears(), config, 5, device_);
     } else if (lora_) {
-      lora::load_adapter(model_->linears(), run_.adapter, notes);
+      lora::load_adapter(model_->linears(), run_.adapter, notes, device_);
     }
   }
 
@@ -158,7 +161,8 @@ class TrainingRank {
       ids.insert(ids.end(), begin, begin + run_.length);
       targets.insert(targets.end(), begin + 1, begin + 1 + run_.length);
     }
-    return {Tensor::from(ids, {count, run_.length}), Tensor::from(targets, {count, run_.length})};
+    return {Tensor::from(ids, {count, run_.length}).on(device_),
+            Tensor::from(targets, {count, run_.length}).on(device_)};
   }
 
   // The mean loss over the global batch; leaves its gradients, clipped by nothing.
@@ -190,6 +194,7 @@ class TrainingRank {
 
   const TrainingRun& run_;
   parallel::Communicator& ranks_;
+  Device device_;
   std::unique_ptr<models::Llama> model_;
   bool lora_ = false;
   std::int64_t micro_batch_ = 0;

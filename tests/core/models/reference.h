@@ -13,6 +13,7 @@
 
 #include "core/io/safetensors.h"
 #include "core/models/weights.h"
+#include "tests/test_device.h"
 
 namespace ridge::test {
 
@@ -35,7 +36,7 @@ inline Tensor read_tensor(const SafetensorsFile& file, const std::string& name) 
 }
 
 inline std::vector<double> values_of(const Tensor& t) {
-  const Tensor wide = t.detached().as_contiguous().to(DType::f64);
+  const Tensor wide = t.detached().as_contiguous().to(DType::f64).on(Device::cpu);
   const auto span = wide.span<double>();
   return {span.begin(), span.end()};
 }
@@ -74,7 +75,8 @@ inline double normalized_error(const Tensor& got, const Tensor& want) {
 
 inline bool same_bits(const Tensor& a, const Tensor& b) {
   if (!a.defined() || !b.defined() || !(a.shape() == b.shape()) || a.dtype() != b.dtype()) return false;
-  const Tensor x = a.detached().as_contiguous(), y = b.detached().as_contiguous();
+  const Tensor x = a.detached().as_contiguous().on(Device::cpu);
+  const Tensor y = b.detached().as_contiguous().on(Device::cpu);
   return std::memcmp(x.data(), y.data(), static_cast<std::size_t>(x.bytes())) == 0;
 }
 
@@ -86,9 +88,11 @@ inline Tensor& parameter(models::Llama& model, const std::string& name) {
   throw std::out_of_range(name);
 }
 
+/// On the device under test.
 inline std::unique_ptr<models::Llama> load(const std::string& folder, DType dtype = DType::f32,
-                                           models::LoadMode mode = models::LoadMode::read) {
-  return std::move(models::load_model(folder, dtype, mode).model);
+                                           models::LoadMode mode = models::LoadMode::read,
+                                           Device device = test_device()) {
+  return std::move(models::load_model(folder, dtype, mode, device).model);
 }
 
 }  // namespace ridge::test

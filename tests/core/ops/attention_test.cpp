@@ -41,7 +41,7 @@ TEST(RotaryVjp, HalfSplitPairs) {
   nn::RopeConfig config;
   config.head_dim = 6;
   nn::RotaryTable table(config);
-  const auto tables = table.get(5, Device::cpu);
+  const auto tables = table.get(5, test::test_device());
   check_vjp(
       [&](auto& in) { return ops::rotary(in[0], tables.cos.sliced(0, 0, 5), tables.sin.sliced(0, 0, 5)); },
       {random_tensor({2, 5, 3, 6}, 1)});

@@ -1,4 +1,4 @@
-// Checks an op's vjp against central differences in f64.
+// Checks an op's vjp against central differences in f64, on the device under test.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -10,10 +10,11 @@
 #include "core/autograd.h"
 #include "core/base/random.h"
 #include "core/tensor.h"
+#include "tests/test_device.h"
 
 namespace ridge::test {
 
-/// Uniform in [lo, hi).
+/// Uniform in [lo, hi), on the device under test.
 inline Tensor random_tensor(const Shape& shape, std::uint64_t stream, double lo = -1, double hi = 1,
                             DType dtype = DType::f64) {
   const Tensor t = Tensor::empty(shape, DType::f64);
@@ -22,7 +23,7 @@ inline Tensor random_tensor(const Shape& shape, std::uint64_t stream, double lo 
     const auto words = philox({42, stream}, i++);
     value = lo + (hi - lo) * (static_cast<double>(words[0]) + 0.5) * 0x1p-32;
   }
-  return t.to(dtype);
+  return t.to(dtype).on(test_device());
 }
 
 /// The same values behind strides that are not contiguous: a slice of a transposed tensor.
@@ -31,7 +32,7 @@ inline Tensor strided_copy(const Tensor& t) {
   Shape shape = t.shape();
   std::swap(shape[0], shape[-1]);
   shape[0] += 2;
-  const Tensor big = Tensor::full(shape, 1e30, t.dtype());
+  const Tensor big = Tensor::full(shape, 1e30, t.dtype(), t.device());
   const Tensor view = big.sliced(0, 1, shape[0] - 1).transposed(0, -1);
   view.copy_from(t);
   return view;
@@ -42,11 +43,10 @@ using Fn = std::function<Tensor(const std::vector<Tensor>&)>;
 // sum(fn(inputs) * weights) for a fixed random weighting.
 inline double weighted(const Fn& fn, const std::vector<Tensor>& inputs, const Tensor& weights) {
   const autograd::NoGradScope no_grad;
-  const Tensor y = fn(inputs).as_contiguous();
+  const Tensor y = fn(inputs).as_contiguous().on(Device::cpu), w = weights.on(Device::cpu);
   double sum = 0;
   for (std::int64_t i = 0; i < y.numel(); ++i) {
-    sum +=
-        y.span<double>()[static_cast<std::size_t>(i)] * weights.span<double>()[static_cast<std::size_t>(i)];
+    sum += y.span<double>()[static_cast<std::size_t>(i)] * w.span<double>()[static_cast<std::size_t>(i)];
   }
   return sum;
 }
@@ -68,14 +68,15 @@ inline std::vector<Tensor> tape_gradients(const Fn& fn, std::vector<Tensor> inpu
 inline Tensor numeric_gradient(const Fn& fn, std::vector<Tensor> inputs, std::size_t which,
                                const Tensor& weights) {
   constexpr double kStep = 1e-5;
-  const Tensor base = inputs[which].contiguous_copy();
+  const Tensor base = inputs[which].contiguous_copy().on(Device::cpu);
   const Tensor grad = Tensor::empty(base.shape(), DType::f64);
   for (std::int64_t i = 0; i < base.numel(); ++i) {
     const auto at = static_cast<std::size_t>(i);
     double value[2];
     for (const int side : {0, 1}) {
-      inputs[which] = base.contiguous_copy();
-      inputs[which].span<double>()[at] += side == 0 ? -kStep : kStep;
+      const Tensor moved = base.contiguous_copy();
+      moved.span<double>()[at] += side == 0 ? -kStep : kStep;
+      inputs[which] = moved.on(test_device());
       value[side] = weighted(fn, inputs, weights);
     }
     grad.span<double>()[at] = (value[1] - value[0]) / (2 * kStep);
@@ -86,7 +87,8 @@ inline Tensor numeric_gradient(const Fn& fn, std::vector<Tensor> inputs, std::si
 inline void expect_close(const Tensor& got, const Tensor& want, double tolerance, const std::string& what) {
   ASSERT_TRUE(got.defined()) << what;
   ASSERT_EQ(got.shape(), want.shape()) << what;
-  const Tensor a = got.as_contiguous().to(DType::f64), b = want.as_contiguous().to(DType::f64);
+  const Tensor a = got.as_contiguous().to(DType::f64).on(Device::cpu);
+  const Tensor b = want.as_contiguous().to(DType::f64).on(Device::cpu);
   double scale = 1e-30, worst = 0;
   for (const double value : b.span<double>()) scale = std::max(scale, std::fabs(value));
   for (std::size_t i = 0; i < a.span<double>().size(); ++i) {

@@ -11,7 +11,7 @@ using test::random_tensor;
 
 Tensor targets(std::vector<std::int32_t> ids) {
   const auto n = static_cast<std::int64_t>(ids.size());
-  return Tensor::from(ids, {n});
+  return Tensor::from(ids, {n}).on(test::test_device());
 }
 
 TEST(CrossEntropyVjp, WithIgnoredRows) {
@@ -52,7 +52,8 @@ TEST(LinearCrossEntropy, UpstreamGradientScales) {
   const Tensor t = targets({1, 0});
   Tensor h = random_tensor({2, 3}, 1), w = random_tensor({4, 3}, 2);
   autograd::set_requires_grad(h, true);
-  autograd::backward(ops::linear_cross_entropy(h, w, t, 1), Tensor::full({}, 3, DType::f64));
+  autograd::backward(ops::linear_cross_entropy(h, w, t, 1),
+                     Tensor::full({}, 3, DType::f64, test::test_device()));
   Tensor h2 = h.detached();
   autograd::set_requires_grad(h2, true);
   autograd::backward(ops::linear_cross_entropy(h2, w, t, 3));
@@ -64,8 +65,9 @@ TEST(TokenLosses, SumToTheLoss) {
   const Tensor h = random_tensor({5, 3}, 1), w = random_tensor({11, 3}, 2);
   double sum = 0;
   const Tensor losses = ops::token_losses(h, w, t);
-  for (const double loss : losses.span<double>()) sum += loss;
-  EXPECT_EQ(losses.span<double>()[1], 0);
+  const Tensor here = losses.on(Device::cpu);
+  for (const double loss : here.span<double>()) sum += loss;
+  EXPECT_EQ(here.span<double>()[1], 0);
   EXPECT_NEAR(sum, ops::linear_cross_entropy(h, w, t).item(), 1e-12);
 }
 
