@@ -62,7 +62,7 @@ void rotary(Stream& stream, View<const T> x, View<const float> cos, View<const f
   const double table_bytes = static_cast<double>(std::min(tokens, table_rows) * half) * 2 * sizeof(float);
   const Work work{3.0 * static_cast<double>(x.numel()),  // 4 products and 2 sums a pair
                   x.bytes() + y.bytes() + table_bytes + (given ? positions.bytes() : 0)};
-  launch(stream, "rotary", work, [&] {
+  const auto on_cpu = [&] {
     const std::int64_t grain =
         std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(1, heads * half * 2));
     parallel_for(x.dim(0) * tokens, grain, [&](std::int64_t begin, std::int64_t end) {
@@ -75,7 +75,9 @@ void rotary(Stream& stream, View<const T> x, View<const float> cos, View<const f
         }
       }
     });
-  });
+  };
+  launch(stream, "rotary", work, on_cpu,
+         [&] { cuda::rotary<T>(stream, x, cos, sin, positions, y, inverse); });
 }
 
 template void rotary(Stream&, View<const float>, View<const float>, View<const float>,

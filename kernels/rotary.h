@@ -44,10 +44,17 @@ void rotary_table(std::span<const double> inv_freq, double scale, std::int64_t f
 
 /// Rotates the pairs (x[j], x[j + D/2]) of every head by the angle in row positions[b, t] of the tables, or
 /// row t where `positions_BT` is an empty View (no dims). `inverse` rotates back: the vjp. y may be x itself.
-/// x, y: [B, T, H, D], any strides with a dense last dim. Errors: shapes that differ, a position outside the
-/// table.
+/// x, y: [B, T, H, D], any strides with a dense last dim. Errors: shapes that differ; on the CPU a position
+/// outside the table, whose rows of y a GPU leaves as they are.
 template <class T>
 void rotary(Stream& stream, View<const T> x_BTHD, View<const float> cos_PD2, View<const float> sin_PD2,
             View<const std::int32_t> positions_BT, View<T> y_BTHD, bool inverse = false);
+
+/// What `launch` runs on a GPU; arguments are checked already (rotary.cu).
+namespace cuda {
+template <class T>
+void rotary(Stream& stream, View<const T> x_BTHD, View<const float> cos_PD2, View<const float> sin_PD2,
+            View<const std::int32_t> positions_BT, View<T> y_BTHD, bool inverse);
+}  // namespace cuda
 
 }  // namespace ridge::kernels

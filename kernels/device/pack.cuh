@@ -63,7 +63,10 @@ __device__ __forceinline__ Pack<T> load_pack_once(const T* from) {
 }
 template <class T>
 __device__ __forceinline__ void store_pack(T* to, const Pack<T>& value) {
-  *reinterpret_cast<uint4*>(to) = value.raw;
+  // A plain assignment may become four stores.
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(value.raw.x), "r"(value.raw.y), "r"(value.raw.z), "r"(value.raw.w)
+               : "memory");
 }
 template <class T>
 __device__ __forceinline__ void store_pack_once(T* to, const Pack<T>& value) {

@@ -9,9 +9,15 @@
 #include "core/base/dtype.h"
 #include "core/base/launch.h"
 #include "core/base/threads.h"
+#include "tests/test_device.h"
 
 namespace ridge::kernels {
 namespace {
+
+using test::Memory;
+using test::on_gpu;
+using test::test_stream;
+using test::wait_for_device;
 
 using Kind = RopeScaling::Kind;
 
@@ -132,7 +138,7 @@ TEST(RotaryFrequencies, NamesTheBadField) {
 }
 
 struct Tables {
-  std::vector<float> cos, sin;
+  Memory<float> cos, sin;
   std::int64_t rows, half;
   Tables(std::int64_t rows, std::int64_t half, const std::vector<double>& inv_freq, double scale,
          std::int64_t first)
@@ -158,19 +164,21 @@ TEST(RotaryTable, MatchesTransformers) {
   EXPECT_NEAR(at_5000.sin[3], 0.9066807, 2e-7);
 }
 
-// [B, T, H, D] inside a buffer of [B, T, H + 2, D + 3], as a slice of a fused projection is.
+// [B, T, H, D] inside a buffer of [B, T, H + 2, D + gap], as a slice of a fused projection is. A gap of 8
+// keeps rows at multiples of 16 bytes.
 template <class T>
 struct Heads {
-  std::int64_t B, T_, H, D;
-  std::vector<T> data;
-  Heads(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t d, unsigned seed)
-      : B(b), T_(t), H(h), D(d), data(static_cast<std::size_t>(b * t * (h + 2) * (d + 3))) {
+  std::int64_t B, T_, H, D, step;
+  Memory<T> data;
+  Heads(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t d, unsigned seed, std::int64_t gap = 3)
+      : B(b), T_(t), H(h), D(d), step(d + gap), data(static_cast<std::size_t>(b * t * (h + 2) * step)) {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
     for (T& x : data) x = T(normal(random));
   }
   View<T> view() {
-    return {data.data() + D + 4, {B, T_, H, D}, {T_ * (H + 2) * (D + 3), (H + 2) * (D + 3), D + 3, 1}};
+    const std::int64_t start = step % 8 == 0 ? step : step + 1;
+    return {data.data() + start, {B, T_, H, D}, {T_ * (H + 2) * step, (H + 2) * step, step, 1}};
   }
 };
 
@@ -184,18 +192,34 @@ class Rotary : public ::testing::Test {};
 using Types = ::testing::Types<float, double, bf16>;
 TYPED_TEST_SUITE(Rotary, Types);
 
+struct Case {
+  std::int64_t heads, dims, gap;
+};
+
 TYPED_TEST(Rotary, MatchesTheFormulaOnSlicesWithPositions) {
-  Stream stream(Device::cpu, "test");
-  for (const std::int64_t d : {2, 6, 34, 64, 130}) {
+  for (const auto [heads, d, gap] : {Case{3, 2, 3},
+                                     {3, 6, 3},
+                                     {3, 34, 3},
+                                     {3, 64, 3},
+                                     {3, 130, 3},
+                                     {1, 16, 8},
+                                     {9, 16, 8},
+                                     {4, 64, 8},
+                                     {5, 96, 8},
+                                     {33, 128, 8},
+                                     {2, 256, 8},
+                                     {3, 24, 8}}) {
     const Tables tables(40, d / 2, rotary_inv_freq(1e4, d, {}, 64, 64), 1.3, 5);
-    Heads<TypeParam> x(2, 17, 3, d, 1), y(2, 17, 3, d, 2);
-    std::vector<std::int32_t> positions;
+    Heads<TypeParam> x(2, 17, heads, d, 1, gap), y(2, 17, heads, d, 2, gap);
+    Memory<std::int32_t> positions;
     for (int i = 0; i < 34; ++i) positions.push_back((i * 7) % 40);
-    rotary<TypeParam>(stream, x.view(), tables.cos_view(), tables.sin_view(),
+    rotary<TypeParam>(test_stream(), x.view(), tables.cos_view(), tables.sin_view(),
                       View<const std::int32_t>(positions.data(), {2, 17}), y.view());
+    wait_for_device();
     double worst = 0, scale = 0;
-    for (std::int64_t i = 0; i < 2 * 17 * 3 * (d / 2); ++i) {
-      const std::int64_t j = i % (d / 2), h = i / (d / 2) % 3, t = i / (d / 2) / 3 % 17, b = i / (d / 2) / 51;
+    for (std::int64_t i = 0; i < 2 * 17 * heads * (d / 2); ++i) {
+      const std::int64_t j = i % (d / 2), h = i / (d / 2) % heads, t = i / (d / 2) / heads % 17,
+                         b = i / (d / 2) / (17 * heads);
       const auto row =
           static_cast<std::size_t>(positions[static_cast<std::size_t>(b * 17 + t)] * (d / 2) + j);
       const double c = tables.cos[row], s = tables.sin[row];
@@ -206,34 +230,40 @@ TYPED_TEST(Rotary, MatchesTheFormulaOnSlicesWithPositions) {
       worst = std::max({worst, std::abs(y1 - (x1 * c - x2 * s)), std::abs(y2 - (x2 * c + x1 * s))});
       scale = std::max<double>({scale, std::abs(y1), std::abs(y2)});
     }
-    EXPECT_LT(worst / scale, tolerance<TypeParam>()) << "D = " << d;
+    EXPECT_LT(worst / scale, tolerance<TypeParam>()) << heads << " heads of " << d;
   }
 }
 
-TYPED_TEST(Rotary, InverseUndoesItInPlaceAndKeepsTheNorm) {
-  Stream stream(Device::cpu, "test");
+template <class T>
+void check_there_and_back(std::int64_t gap) {
   const Tables tables(129, 32, rotary_inv_freq(1e4, 64, {}, 256, 256), 1, 0);
-  Heads<TypeParam> x(2, 129, 5, 64, 3);
-  const Heads<TypeParam> before = x;
-  rotary<TypeParam>(stream, x.view(), tables.cos_view(), tables.sin_view(), {}, x.view());
+  Heads<T> x(2, 129, 5, 64, 3, gap);
+  const Heads<T> before = x;
+  rotary<T>(test_stream(), x.view(), tables.cos_view(), tables.sin_view(), {}, x.view());
+  wait_for_device();
   double sum_before = 0, sum_after = 0, moved = 0;
   for (std::size_t i = 0; i < x.data.size(); ++i) {
-    const double a = static_cast<acc_t<TypeParam>>(before.data[i]),
-                 b = static_cast<acc_t<TypeParam>>(x.data[i]);
+    const double a = static_cast<acc_t<T>>(before.data[i]), b = static_cast<acc_t<T>>(x.data[i]);
     sum_before += a * a;
     sum_after += b * b;
     moved = std::max(moved, std::abs(a - b));
   }
   EXPECT_GT(moved, 1.0);
-  EXPECT_NEAR(sum_after / sum_before, 1, std::max(1e-6, tolerance<TypeParam>() / 4));
-  rotary<TypeParam>(stream, x.view(), tables.cos_view(), tables.sin_view(), {}, x.view(), true);
+  EXPECT_NEAR(sum_after / sum_before, 1, std::max(1e-6, tolerance<T>() / 4));
+  rotary<T>(test_stream(), x.view(), tables.cos_view(), tables.sin_view(), {}, x.view(), true);
+  wait_for_device();
   for (std::size_t i = 0; i < x.data.size(); ++i) {
-    ASSERT_NEAR(static_cast<acc_t<TypeParam>>(x.data[i]), static_cast<acc_t<TypeParam>>(before.data[i]),
-                std::max(1e-6, 8 * tolerance<TypeParam>()));
+    ASSERT_NEAR(static_cast<acc_t<T>>(x.data[i]), static_cast<acc_t<T>>(before.data[i]),
+                std::max(1e-6, 8 * tolerance<T>()));
   }
 }
 
+TYPED_TEST(Rotary, InverseUndoesItInPlaceAndKeepsTheNorm) {
+  for (const std::int64_t gap : {3, 8}) check_there_and_back<TypeParam>(gap);
+}
+
 TYPED_TEST(Rotary, SameBitsForAnyThreadCount) {
+  if (on_gpu()) GTEST_SKIP() << "threads are the CPU's";
   Stream stream(Device::cpu, "test");
   const Tables tables(129, 32, rotary_inv_freq(1e4, 64, {}, 256, 256), 1, 0);
   const int before = thread_count();
@@ -250,7 +280,26 @@ TYPED_TEST(Rotary, SameBitsForAnyThreadCount) {
   EXPECT_EQ(std::memcmp(results[0].data.data(), results[2].data.data(), bytes), 0);
 }
 
+TEST(RotaryErrors, OnAGpuABadPositionLeavesItsRows) {
+  if (!on_gpu()) GTEST_SKIP() << "an error on the CPU";
+  const Tables tables(4, 8, rotary_inv_freq(1e4, 16, {}, 64, 64), 1, 0);
+  Heads<float> x(1, 3, 2, 16, 1), y(1, 3, 2, 16, 2);
+  const Heads<float> before = y;
+  Memory<std::int32_t> positions;
+  for (const std::int32_t position : {4, 2, -1}) positions.push_back(position);
+  rotary<float>(test_stream(), x.view(), tables.cos_view(), tables.sin_view(),
+                View<const std::int32_t>(positions.data(), {1, 3}), y.view());
+  wait_for_device();
+  Heads<float> kept = before;
+  for (std::int64_t h = 0; h < 2; ++h) {
+    for (std::int64_t j = 0; j < 16; ++j) kept.view()(0, 1, h, j) = y.view()(0, 1, h, j);
+  }
+  EXPECT_EQ(y.data, kept.data);
+  EXPECT_NE(y.data, before.data);
+}
+
 TEST(RotaryErrors, ShapesAndPositions) {
+  if (on_gpu()) GTEST_SKIP() << "the CPU's own";
   Stream stream(Device::cpu, "test");
   const Tables tables(4, 3, rotary_inv_freq(1e4, 6, {}, 64, 64), 1, 0);
   Heads<float> x(1, 5, 2, 6, 1);
