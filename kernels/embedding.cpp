@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/base/launch.h"
+#include "core/base/memory.h"
 #include "core/base/threads.h"
 #include "kernels/element.h"
 
@@ -44,13 +45,16 @@ void embedding(Stream& stream, View<const T> table_VC, View<const std::int32_t> 
   check_shapes(table_VC.shape, ids_N.shape, y_NC.shape);
   check(table_VC.rows_dense() && y_NC.rows_dense(), "embedding: dense rows");
   const std::int64_t channels = table_VC.dim(1);
-  launch(stream, "embedding", Work{0, 2 * y_NC.bytes() + ids_N.bytes()}, [&] {
-    check_ids(ids_N, table_VC.dim(0));
-    const std::int64_t grain = std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(1, channels));
-    parallel_for(ids_N.dim(0), grain, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t n = begin; n < end; ++n) std::copy_n(&table_VC(ids_N(n)), channels, &y_NC(n));
-    });
-  });
+  launch(
+      stream, "embedding", Work{0, 2 * y_NC.bytes() + ids_N.bytes()},
+      [&] {
+        check_ids(ids_N, table_VC.dim(0));
+        const std::int64_t grain = std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(1, channels));
+        parallel_for(ids_N.dim(0), grain, [&](std::int64_t begin, std::int64_t end) {
+          for (std::int64_t n = begin; n < end; ++n) std::copy_n(&table_VC(ids_N(n)), channels, &y_NC(n));
+        });
+      },
+      [&] { cuda::embedding<T>(stream, table_VC, ids_N, y_NC); });
 }
 
 template <class T>
@@ -60,15 +64,21 @@ void embedding_backward(Stream& stream, View<const T> dy_NC, View<const std::int
   check(dtable_VC.rows_dense() && dy_NC.rows_dense(), "embedding: dense rows");
   const double elements = static_cast<double>(dy_NC.numel());
   const Work work{elements, dy_NC.bytes() + ids_N.bytes() + 2 * elements * sizeof(acc_t<T>)};
-  launch(stream, "embedding_backward", work, [&] {
-    check_ids(ids_N, dtable_VC.dim(0));
-    parallel_for(dtable_VC.dim(1), columns_per_task(dtable_VC.dim(1)),
-                 [&](std::int64_t begin, std::int64_t end) {
-                   for (std::int64_t n = 0; n < ids_N.dim(0); ++n) {
-                     add_row(&dy_NC(n) + begin, &dtable_VC(ids_N(n)) + begin, end - begin);
-                   }
-                 });
-  });
+  const bool on_cpu = stream.device() == Device::cpu;
+  const PurposeScope purpose(Purpose::workspace);
+  const Storage scratch(stream.device(), on_cpu ? 0 : cuda::embedding_scratch_bytes(ids_N.dim(0)));
+  const auto add_columns = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t n = 0; n < ids_N.dim(0); ++n) {
+      add_row(&dy_NC(n) + begin, &dtable_VC(ids_N(n)) + begin, end - begin);
+    }
+  };
+  launch(
+      stream, "embedding_backward", work,
+      [&] {
+        check_ids(ids_N, dtable_VC.dim(0));
+        parallel_for(dtable_VC.dim(1), columns_per_task(dtable_VC.dim(1)), add_columns);
+      },
+      [&] { cuda::embedding_backward<T>(stream, dy_NC, ids_N, dtable_VC, scratch.data(), scratch.bytes()); });
 }
 
 template void embedding<float>(Stream&, View<const float>, View<const std::int32_t>, View<float>);

@@ -12,7 +12,8 @@ TYPED_TEST_SUITE(Embedding, ComputeTypes);
 struct Case {
   std::int64_t vocabulary, tokens, channels;
 };
-constexpr Case kCases[] = {{1, 1, 1}, {5, 3, 17}, {7, 129, 65}, {100, 33, 1031}};
+constexpr Case kCases[] = {{1, 1, 1},       {5, 3, 17},   {7, 129, 65},
+                           {100, 33, 1031}, {9, 200, 64}, {3, 401, 1040}};
 
 Array<std::int32_t> ids_for(Case size) {
   Array<std::int32_t> ids({size.tokens});
@@ -25,14 +26,16 @@ Array<std::int32_t> ids_for(Case size) {
 TYPED_TEST(Embedding, CopiesRows) {
   using T = TypeParam;
   for (const Case size : kCases) {
-    auto table = Array<T>::gapped({size.vocabulary, size.channels});
-    auto y = Array<T>::gapped({size.tokens, size.channels}, 2);
+    const std::int64_t gap = size.channels % 8 == 0 ? 8 : 3;
+    auto table = Array<T>::gapped({size.vocabulary, size.channels}, gap);
+    auto y = Array<T>::gapped({size.tokens, size.channels}, gap);
     table.randomize(1);
     auto ids = ids_for(size);
-    embedding<T>(cpu(), table.in(), ids.in(), y.view());
+    embedding<T>(test_stream(), table.in(), ids.in(), y.view());
+    const View<T> got = y.view();
     for (std::int64_t n = 0; n < size.tokens; ++n) {
       for (std::int64_t c = 0; c < size.channels; ++c) {
-        ASSERT_EQ(static_cast<acc_t<T>>(y.in()(n, c)), static_cast<acc_t<T>>(table.in()(ids.in()(n), c)));
+        ASSERT_EQ(static_cast<acc_t<T>>(got(n, c)), static_cast<acc_t<T>>(table.in()(ids.in()(n), c)));
       }
     }
   }
@@ -41,8 +44,9 @@ TYPED_TEST(Embedding, CopiesRows) {
 TYPED_TEST(Embedding, BackwardAddsRowsOfRepeatedIds) {
   using T = TypeParam;
   for (const Case size : kCases) {
-    auto dy = Array<T>::gapped({size.tokens, size.channels});
-    auto dtable = Array<acc_t<T>>::gapped({size.vocabulary, size.channels}, 3);
+    const std::int64_t gap = size.channels % 8 == 0 ? 8 : 3;
+    auto dy = Array<T>::gapped({size.tokens, size.channels}, gap);
+    auto dtable = Array<acc_t<T>>::gapped({size.vocabulary, size.channels}, gap);
     dy.randomize(1), dtable.randomize(2);
     auto ids = ids_for(size);
     auto want = dtable.values();
@@ -53,7 +57,7 @@ TYPED_TEST(Embedding, BackwardAddsRowsOfRepeatedIds) {
             dys[static_cast<std::size_t>(n * size.channels + c)];
       }
     }
-    embedding_backward<T>(cpu(), dy.in(), ids.in(), dtable.view());
+    embedding_backward<T>(test_stream(), dy.in(), ids.in(), dtable.view());
     EXPECT_LT(normalized_error(dtable.values(), want), 3 * tolerance<acc_t<T>>());
   }
 }
@@ -71,18 +75,59 @@ TYPED_TEST(Embedding, BackwardHasTheSameBitsOnAnyThreads) {
   });
 }
 
+TYPED_TEST(Embedding, TheGpuAddsInTheOrderOfTheCpu) {
+  using T = TypeParam;
+  if (!on_gpu()) GTEST_SKIP() << "RIDGE_TEST_DEVICE=cuda compares";
+  constexpr Case kSize{50, 3000, 264};
+  Array<T> dy({kSize.tokens, kSize.channels});
+  dy.randomize(1);
+  auto ids = ids_for(kSize);
+  for (std::int64_t n = 700; n < 1900; ++n) ids.data()[static_cast<std::size_t>(n)] = 7;  // a long run
+  Array<acc_t<T>> here({kSize.vocabulary, kSize.channels}), there({kSize.vocabulary, kSize.channels});
+  embedding_backward<T>(cpu(), dy.in(), ids.in(), here.view());
+  embedding_backward<T>(test_stream(), dy.in(), ids.in(), there.view());
+  EXPECT_EQ(there.values(), here.values());
+}
+
+/// A GPU cannot throw: a bad id is as if it were not there, and told at the next wait.
+TEST(EmbeddingErrors, BadRowsAreLeftOutOnTheGpu) {
+  if (!on_gpu()) GTEST_SKIP() << "the GPU's own";
+  Array<float> table({10, 4}), y({3, 4}), dy({3, 4}), dtable({10, 4});
+  Array<std::int32_t> ids({3});
+  table.randomize(1), y.randomize(2), dy.randomize(3);
+  const std::vector<std::int32_t> wanted = {4, 99, 4};
+  std::copy(wanted.begin(), wanted.end(), ids.data().begin());
+  embedding<float>(test_stream(), table.in(), ids.in(), y.view());
+  EXPECT_THROW(wait_for_device(), UserError);
+  embedding_backward<float>(test_stream(), dy.in(), ids.in(), dtable.view());
+  EXPECT_THROW(wait_for_device(), UserError);
+  const auto rows = y.values(), sums = dtable.values(), dys = dy.values(), tables = table.values();
+  for (std::size_t c = 0; c < 4; ++c) {
+    EXPECT_EQ(rows[c], tables[16 + c]);
+    EXPECT_EQ(rows[4 + c], 0);
+    EXPECT_EQ(static_cast<float>(sums[16 + c]), static_cast<float>(dys[c]) + static_cast<float>(dys[8 + c]));
+    EXPECT_EQ(sums[36 + c], 0);
+  }
+}
+
 TEST(EmbeddingErrors, BadIdNamesPositionIdAndVocabulary) {
   Array<float> table({10, 4}), y({2, 4});
   Array<std::int32_t> ids({2});
   for (const std::int32_t bad : {10, -1, -100}) {
     ids.data() = {3, bad};
-    const auto message =
-        message_of<UserError>([&] { embedding<float>(cpu(), table.in(), ids.in(), y.view()); });
+    const auto message = message_of<UserError>([&] {
+      embedding<float>(test_stream(), table.in(), ids.in(), y.view());
+      wait_for_device();
+    });
     EXPECT_NE(message.find("id " + std::to_string(bad) + " at position 1"), std::string::npos) << message;
-    EXPECT_NE(message.find("vocabulary of 10"), std::string::npos) << message;
-    EXPECT_THROW(embedding_backward<float>(cpu(), y.in(), ids.in(), table.view()), UserError);
+    EXPECT_NE(message.find("of 10 ids"), std::string::npos) << message;
+    const auto again = message_of<UserError>([&] {
+      embedding_backward<float>(test_stream(), y.in(), ids.in(), table.view());
+      wait_for_device();
+    });
+    EXPECT_EQ(again, message);
   }
-  EXPECT_THROW(embedding<float>(cpu(), table.in(), ids.in(), Array<float>({2, 5}).view()), Error);
+  EXPECT_THROW(embedding<float>(test_stream(), table.in(), ids.in(), Array<float>({2, 5}).view()), Error);
 }
 
 TEST(EmbeddingWork, CountsRowsNotTheTable) {
