@@ -94,7 +94,10 @@ class Pass {
     }
   }
 
-  Tensor captured(const Node* node) { return pending_[node].sum; }
+  Tensor captured(const Node* node) {
+    const auto found = pending_.find(node);
+    return found == pending_.end() ? Tensor() : found->second.front().sum;
+  }
 
  private:
   struct Earlier {
@@ -124,14 +127,20 @@ class Pass {
       for (const Leaf::Hook& hook : leaf->hooks) hook(*leaf);
       return;
     }
-    const auto found = pending_.find(&node);
-    Tensor dy = found != pending_.end() ? std::move(found->second.sum) : Tensor();
-    pending_.erase(&node);
     const PassContext context(node, captured_, &node == unit_root_);
-    Grads grads = dy.defined() ? node.backward(dy, context) : Grads(node.inputs.size());
-    dy = {};
+    Grads grads = backward_of(node, context);
     check(grads.size() == node.inputs.size(), node.name());
     for (std::size_t i = 0; i < grads.size(); ++i) arrive(node.inputs[i], std::move(grads[i]));
+  }
+
+  // Gradients that arrived live no longer than the call.
+  Grads backward_of(Node& node, const PassContext& context) {
+    const auto found = pending_.find(&node);
+    if (found == pending_.end()) return Grads(node.inputs.size());
+    std::vector<Tensor> dys;
+    for (Pending& slot : found->second) dys.push_back(std::move(slot.sum));
+    pending_.erase(found);
+    return dys.size() == 1 ? node.backward(dys.front(), context) : node.backward_all(dys, context);
   }
 
   void arrive(const Edge& edge, Tensor dy) {
@@ -142,7 +151,10 @@ class Pass {
       if (leaf != nullptr) {
         leaf->accumulate(std::move(dy));
       } else {
-        pending_[node].add(std::move(dy));
+        std::vector<Pending>& slots = pending_[node];
+        const auto slot = static_cast<std::size_t>(edge.slot);
+        if (slots.size() <= slot) slots.resize(slot + 1);
+        slots[slot].add(std::move(dy));
       }
     }
     if (--missing_[node] == 0) ready_.push(edge.node);
@@ -152,7 +164,7 @@ class Pass {
   const Node* unit_root_ = nullptr;
   std::unordered_set<const Node*> captured_;
   std::unordered_map<const Node*, int> missing_;
-  std::unordered_map<const Node*, Pending> pending_;
+  std::unordered_map<const Node*, std::vector<Pending>> pending_;  // by output
   std::priority_queue<std::shared_ptr<Node>, std::vector<std::shared_ptr<Node>>, Earlier> ready_;
 };
 

@@ -62,6 +62,10 @@ class Node {
   virtual ~Node() = default;
   /// Called once in a backward pass; frees what was saved.
   virtual Grads backward(const Tensor& dy, const PassContext& pass) = 0;
+  /// For nodes of several outputs: a gradient each, undefined where none arrived.
+  virtual Grads backward_all(const std::vector<Tensor>& dys, const PassContext& pass) {
+    return backward(dys.front(), pass);
+  }
   virtual const char* name() const = 0;
 
   std::vector<Edge> inputs;
@@ -203,6 +207,25 @@ class OpNode final : public Node {
   Needs needs_;
 };
 
+template <class Op>
+class PairNode final : public Node {
+ public:
+  PairNode(Op op, Needs needs) : op_(std::move(op)), needs_(std::move(needs)) {}
+  Grads backward(const Tensor& dy, const PassContext& pass) override { return backward_all({dy, {}}, pass); }
+  Grads backward_all(const std::vector<Tensor>& dys, const PassContext&) override {
+    check(op_.has_value(), "a second backward pass over freed tensors");
+    const NoGradScope no_grad;
+    Grads grads = op_->vjp(dys[0], dys.size() > 1 ? dys[1] : Tensor(), needs_);
+    op_.reset();
+    return grads;
+  }
+  const char* name() const override { return Op::kName; }
+
+ private:
+  std::optional<Op> op_;
+  Needs needs_;
+};
+
 }  // namespace detail
 
 /// Runs an op, and puts it on the tape if any input wants a gradient. An op with `prepare(needs)` is told
@@ -222,6 +245,26 @@ Tensor apply(Op op, const Inputs&... inputs) {
   node->inputs = {inputs.edge()...};
   node->sequence = detail::next_sequence();
   y.set_edge({std::move(node), 0});
+  return y;
+}
+
+/// As apply, for an op with two outputs: forward returns a pair, vjp takes a gradient for each.
+template <class Op, class... Inputs>
+std::pair<Tensor, Tensor> apply_pair(Op op, const Inputs&... inputs) {
+  const bool record = grad_enabled() && (inputs.requires_grad() || ...);
+  std::pair<Tensor, Tensor> y;
+  {
+    const NoGradScope no_grad;
+    y = op.forward(inputs.detached()...);
+  }
+  if (!grad_enabled()) (detail::note_leaf(inputs.edge()), ...);
+  if (!record) return y;
+  const std::shared_ptr<Node> node =
+      std::make_shared<detail::PairNode<Op>>(std::move(op), Needs{inputs.requires_grad()...});
+  node->inputs = {inputs.edge()...};
+  node->sequence = detail::next_sequence();
+  y.first.set_edge({node, 0});
+  y.second.set_edge({node, 1});
   return y;
 }
 

@@ -1,6 +1,8 @@
 #include "launch/forecast.h"
 
 #include "core/autograd.h"
+#include "core/base/cuda.h"
+#include "core/base/error.h"
 #include "core/base/profiler.h"
 #include "launch/parallelize.h"
 #include "launch/run_config.pb.h"
@@ -41,8 +43,26 @@ Forecast forecast_training(const models::ModelConfig& config, const config::RunC
   Forecast forecast;
   forecast.step_seconds = stream.virtual_seconds;
   for (const LaunchRecord& record : profiler.records()) forecast.step_flops += record.flops;
-  forecast.peak_bytes = memory_stats(Device::meta).peak_reserved;
+  forecast.memory = memory_stats(Device::meta);
+  forecast.peak_bytes = forecast.memory.peak_reserved;
   return forecast;
+}
+
+void require_room(const Forecast& forecast, Device device) {
+  if (device != Device::cuda) return;
+  const auto gib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0 * 1024.0); };
+  const cuda::DeviceMemory gpu = cuda::device_memory();
+  if (forecast.peak_bytes <= gpu.free) return;
+  std::string purposes;
+  for (std::size_t p = 0; p < kPurposes; ++p) {
+    purposes += fmt::format("{}{} {:.1f}", p == 0 ? "" : ", ", name_of(static_cast<Purpose>(p)),
+                            gib(forecast.memory.peak_by_purpose[p]));
+  }
+  fail_user(
+      "the run needs {:.1f} GiB on each GPU (most of each purpose: {}), which has {:.1f} of {:.1f} GiB free: "
+      "lower "
+      "train.micro_batch or data.sequence_length, or set train.recompute=blocks or optim.moments=bf16",
+      gib(forecast.peak_bytes), purposes, gib(gpu.free), gib(gpu.total));
 }
 
 }  // namespace ridge

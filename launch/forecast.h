@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/base/memory.h"
 #include "core/base/stream.h"
 #include "core/models/config.h"
 
@@ -16,11 +17,15 @@ struct Forecast {
   double step_seconds = 0;      // of one rank, every op at its limit
   double step_flops = 0;        // of one rank, from the ops' own Work
   std::int64_t peak_bytes = 0;  // of one rank, with the pool's free blocks
+  MemoryStats memory;           // the same by purpose
 };
 
 /// Runs two training steps of one rank on meta, sized for `device`: `micro_batches` of `micro_batch`
 /// sequences each.
 Forecast forecast_training(const models::ModelConfig& model, const config::RunConfig& run,
                            std::int64_t micro_batches, Device device, const Ceilings& roof);
+
+/// A UserError with the numbers where a rank's GPU has less memory than the run needs.
+void require_room(const Forecast& forecast, Device device);
 
 }  // namespace ridge

@@ -104,17 +104,19 @@ void prepare_output(const config::RunConfig& run) {
 // Holds what the loop of one run needs beside the trainer.
 class Loop {
  public:
-  Loop(const config::RunConfig& run, parallel::Communicator& ranks, Device device, const Ceilings& roof)
+  Loop(const config::RunConfig& run, parallel::Communicator& ranks, Device device, const Forecast& forecast)
       : run_(run),
         ranks_(ranks),
         trainer_(run, ranks, device),
-        windows_(validation_windows(run, trainer_.model().config().vocab_size)) {
-    forecast_ = forecast_training(trainer_.model().config(), run, trainer_.micro_batches(), device, roof);
+        windows_(validation_windows(run, trainer_.model().config().vocab_size)),
+        forecast_(forecast) {
     first_ = resume(run, trainer_);
     if (ranks.rank() != 0) return;
     prepare_output(run);
     log_.emplace(run, first_);
     for (const std::string& note : trainer_.notes()) log_->note(note);
+    if (device == Device::cuda)
+      log_->note("memory of a rank that the run will need:\n" + memory_report(forecast.memory));
     if (first_ > 0) log_->note(fmt::format("resumed after step {}", first_ - 1));
   }
 
@@ -186,7 +188,10 @@ class Loop {
 
 TrainResult train(const config::RunConfig& run, parallel::Communicator& ranks, Device device,
                   const Ceilings& roof, const std::function<void(const StepReport&)>& on_step) {
-  Loop loop(run, ranks, device, roof);
+  const std::int64_t micro_batches = run.train().global_batch() / (ranks.size() * run.train().micro_batch());
+  const Forecast forecast = forecast_training(model_config(run), run, micro_batches, device, roof);
+  require_room(forecast, device);
+  Loop loop(run, ranks, device, forecast);
   return loop.go(on_step);
 }
 

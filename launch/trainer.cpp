@@ -62,10 +62,6 @@ std::int64_t Trainer::tokens_per_step() const {
   return run_.train().global_batch() * run_.data().sequence_length();
 }
 
-std::int64_t Trainer::micro_batches() const {
-  return run_.train().global_batch() / (ranks_.size() * run_.train().micro_batch());
-}
-
 void Trainer::fetch(std::int64_t step) {
   if (step == fetched_ || step >= run_.train().steps()) return;
   const std::int64_t global = run_.train().global_batch(), micro = run_.train().micro_batch();

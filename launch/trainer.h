@@ -43,7 +43,6 @@ class Trainer {
   const Prepared& prepared() const { return prepared_; }
   const std::vector<std::string>& notes() const { return notes_; }
   std::int64_t tokens_per_step() const;
-  std::int64_t micro_batches() const;  // of one rank and step
 
  private:
   /// The sum of the micro-batches' losses on this rank: f64 [1] on the device.

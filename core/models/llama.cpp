@@ -19,6 +19,21 @@ std::unique_ptr<nn::Linear> dense(std::int64_t in, std::int64_t out, bool bias, 
   return std::make_unique<nn::DenseLinear>(in, out, bias, dtype, device);
 }
 
+// The residual stream on its way: its value is x + delta, where there is a delta.
+struct Residual {
+  Tensor x, delta = {};
+
+  Tensor sum() const { return delta.defined() ? ops::add(x, delta) : x; }
+};
+
+// The stream's sum becomes x, and what is normalised of it is returned.
+Tensor normalise(Residual& residual, const Tensor& weight_C, double eps) {
+  if (!residual.delta.defined()) return ops::rms_norm(residual.x, weight_C, eps);
+  auto [sum, y] = ops::add_rms_norm(residual.x, residual.delta, weight_C, eps);
+  residual = {sum};
+  return y;
+}
+
 }  // namespace
 
 // One transformer block. H query heads, G key-value heads, D head dim.
@@ -78,11 +93,13 @@ struct Llama::Block {
     return down->forward(ops::mul(c.activation == "gelu" ? ops::gelu(g) : ops::gelu_tanh(g), u));
   }
 
-  Tensor forward(const ModelConfig& c, std::int64_t layer, const Tensor& x_BTC,
-                 const nn::RotaryTable::Tables& rotary, nn::KvCache* cache) const {
-    const Tensor a = ops::rms_norm(x_BTC, attention_norm, c.rms_norm_eps);
-    const Tensor h = ops::add(x_BTC, attend(c, layer, a, rotary, cache));
-    return ops::add(h, feed_forward(c, ops::rms_norm(h, mlp_norm, c.rms_norm_eps)));
+  Residual forward(const ModelConfig& c, std::int64_t layer, Residual residual,
+                   const nn::RotaryTable::Tables& rotary, nn::KvCache* cache) const {
+    const Tensor a = normalise(residual, attention_norm, c.rms_norm_eps);
+    residual.delta = attend(c, layer, a, rotary, cache);
+    const Tensor m = normalise(residual, mlp_norm, c.rms_norm_eps);
+    residual.delta = feed_forward(c, m);
+    return residual;
   }
 
   std::vector<nn::LinearSlot> linears(const std::string& path) {
@@ -110,25 +127,25 @@ Llama::Llama(ModelConfig config, DType dtype, Device device)
 
 Llama::~Llama() = default;
 
-Tensor Llama::run_block(std::int64_t layer, const Tensor& x_BTC, nn::KvCache* cache) {
-  const Block& block = *blocks_[static_cast<std::size_t>(layer)];
-  const std::int64_t positions = (cache ? cache->length() : 0) + x_BTC.dim(1);
-  const auto tables = rotary_.get(positions, device_);
-  const autograd::CheapRecomputeScope cheap(recompute_ == Recompute::selective && cache == nullptr);
-  if (recompute_ != Recompute::blocks || cache != nullptr)
-    return block.forward(config_, layer, x_BTC, tables, cache);
-  const auto again = [this, &block, layer, tables](const std::vector<Tensor>& x) {
-    return block.forward(config_, layer, x[0], tables, nullptr);
-  };
-  return autograd::recompute(again, {x_BTC});
-}
-
 Tensor Llama::hidden(const Tensor& ids_BT, nn::KvCache* cache) {
   check(ids_BT.ndim() == 2, "ids of [B, T]");
-  Tensor x_BTC = ops::embedding(embedding_, ids_BT.on(device_));
-  for (std::int64_t layer = 0; layer < config_.layers; ++layer) x_BTC = run_block(layer, x_BTC, cache);
+  const autograd::CheapRecomputeScope cheap(recompute_ == Recompute::selective && cache == nullptr);
+  const auto tables = rotary_.get((cache ? cache->length() : 0) + ids_BT.dim(1), device_);
+  Residual residual{ops::embedding(embedding_, ids_BT.on(device_))};
+  for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
+    const Block& block = *blocks_[static_cast<std::size_t>(layer)];
+    const auto run = [this, &block, layer, tables, cache](Residual r) {
+      return block.forward(config_, layer, std::move(r), tables, cache);
+    };
+    if (recompute_ == Recompute::blocks && cache == nullptr) {
+      residual = {autograd::recompute([run](const std::vector<Tensor>& x) { return run({x[0]}).sum(); },
+                                      {residual.x})};
+    } else {
+      residual = run(residual);
+    }
+  }
   if (cache != nullptr) cache->advance(ids_BT.dim(1));
-  return ops::rms_norm(x_BTC, norm_, config_.rms_norm_eps);
+  return normalise(residual, norm_, config_.rms_norm_eps);
 }
 
 Tensor Llama::logits(const Tensor& ids_BT, nn::KvCache* cache) {

@@ -57,7 +57,6 @@ class Llama {
 
  private:
   struct Block;
-  Tensor run_block(std::int64_t layer, const Tensor& x_BTC, nn::KvCache* cache);
 
   ModelConfig config_;
   DType dtype_;
