@@ -47,4 +47,23 @@ void attention_backward(Stream& stream, View<const T> do_BTHD, View<const T> q_B
                         View<const T> v_BSGD, View<const T> o_BTHD, View<const acc_t<T>> lse_BHT,
                         View<T> dq_BTHD, View<T> dk_BSGD, View<T> dv_BSGD, const AttentionOptions& options);
 
+namespace attention_detail {
+struct Problem;
+struct Workspace;
+}  // namespace attention_detail
+
+/// What `launch` runs on a GPU; arguments are checked already (attention_forward.cu, attention_backward.cu).
+/// `fused`: cuDNN may take it. `scratch` is what forward_scratch or backward_scratch says.
+namespace cuda {
+template <class T>
+void attention(Stream& stream, const attention_detail::Problem& problem, View<const T> q_BTHD,
+               View<const T> k_BSGD, View<const T> v_BSGD, View<T> o_BTHD, View<acc_t<T>> lse_BHT, bool fused,
+               attention_detail::Workspace scratch);
+template <class T>
+void attention_backward(Stream& stream, const attention_detail::Problem& problem, View<const T> do_BTHD,
+                        View<const T> q_BTHD, View<const T> k_BSGD, View<const T> v_BSGD,
+                        View<const T> o_BTHD, View<const acc_t<T>> lse_BHT, View<T> dq_BTHD, View<T> dk_BSGD,
+                        View<T> dv_BSGD, bool fused, attention_detail::Workspace scratch);
+}  // namespace cuda
+
 }  // namespace ridge::kernels

@@ -271,9 +271,16 @@ void attention_backward(Stream& stream, View<const T> grad, View<const T> q, Vie
   const auto problem = attention_detail::problem_of<T>(q, k, v, options);
   const attention_detail::Operands<T> operands{grad, q, k, v, o, lse, dq, dk, dv};
   attention_detail::check_gradients(operands);
-  launch(stream, "attention_backward", attention_backward_work<T>(q, k, options), [&] {
+  const bool fused =
+      attention_detail::fused_fits<T>(problem, {q, k, v, o, grad, dq, dk, dv}) && lse.contiguous();
+  const attention_detail::DeviceScratch scratch(stream,
+                                                attention_detail::backward_scratch<T>(problem, fused));
+  const auto on_cpu = [&] {
     if (problem.batch * problem.head_dim == 0) return;
     attention_detail::Backward<T>{problem, operands}.run();
+  };
+  launch(stream, "attention_backward", attention_backward_work<T>(q, k, options), on_cpu, [&] {
+    cuda::attention_backward<T>(stream, problem, grad, q, k, v, o, lse, dq, dk, dv, fused, scratch.get());
   });
 }
 

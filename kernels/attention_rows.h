@@ -12,47 +12,13 @@
 #include "core/base/dtype.h"
 #include "core/base/memory.h"
 #include "core/base/view.h"
-#include "kernels/attention.h"
+#include "kernels/attention_problem.h"
 #include "kernels/element.h"
 #include "kernels/register_tile.h"
 
 namespace ridge::kernels::attention_detail {
 
 inline constexpr std::int64_t kKeys = 64;  // keys a tile
-
-/// The keys begin <= j < end.
-struct KeyRange {
-  std::int64_t begin = 0;
-  std::int64_t end = 0;
-};
-
-/// Extents and the mask; no data.
-struct Problem {
-  std::int64_t batch, queries, keys, heads, groups, head_dim;
-  AttentionOptions options;  // q_offset resolved
-
-  std::int64_t rows() const { return heads / std::max<std::int64_t>(1, groups) * queries; }
-  std::int64_t head_of(std::int64_t g, std::int64_t row) const {
-    return g * (heads / groups) + row / queries;
-  }
-  KeyRange visible(std::int64_t row) const {
-    const std::int64_t position = options.q_offset + row % queries;
-    const std::int64_t end = options.causal ? std::clamp<std::int64_t>(position + 1, 0, keys) : keys;
-    const std::int64_t begin = options.window > 0 ? position + 1 - options.window : 0;
-    return {std::clamp<std::int64_t>(begin, 0, end), end};
-  }
-  /// The keys that some query sees: the visible ranges move with the position, so this is first to last.
-  KeyRange span() const {
-    if (queries == 0) return {};
-    const KeyRange first = visible(0), last = visible(queries - 1);
-    return {std::min(first.begin, last.begin), last.end};
-  }
-};
-
-/// Checks shapes, strides and options; an Error names what is wrong.
-template <class T>
-Problem problem_of(const View<const T>& q_BTHD, const View<const T>& k_BSGD, const View<const T>& v_BSGD,
-                   const AttentionOptions& options);
 
 /// Rows [first, first + count) of each of `groups` key-value heads from g on, of one batch entry.
 struct RowBlock {
