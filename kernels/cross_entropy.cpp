@@ -64,6 +64,19 @@ void softmax_gradient(const T* logits, acc_t<T> lse, acc_t<T> dloss, T* dlogits,
   for (std::int64_t i = 0; i < n; ++i) store(dlogits[i], vexp(load(logits[i]) - lse) * dloss);
 }
 
+/// (softmax - onehot) * dloss; may be in place.
+template <class T>
+void gradient_row(const T* logits, std::int32_t target, acc_t<T> lse, acc_t<T> dloss, T* dlogits,
+                  std::int64_t n) {
+  if (target == kIgnoreIndex) {
+    std::fill_n(dlogits, n, T(0));
+    return;
+  }
+  const acc_t<T> at_target = std::expm1(load(logits[target]) - lse) * dloss;
+  softmax_gradient(logits, lse, dloss, dlogits, n);
+  store(dlogits[target], at_target);
+}
+
 void check_targets(View<const std::int32_t> targets_R, std::int64_t vocabulary) {
   for (std::int64_t r = 0; r < targets_R.dim(0); ++r) {
     const std::int64_t id = targets_R(r);
@@ -91,7 +104,8 @@ void cross_entropy(Stream& stream, View<const T> logits_RV, View<const std::int3
   check(lse_R.shape == loss_R.shape, "cross_entropy: one lse a row");
   const std::int64_t rows = logits_RV.dim(0), vocabulary = logits_RV.dim(1);
   const double bytes = logits_RV.bytes() + targets_R.bytes() + loss_R.bytes() + lse_R.bytes();
-  launch(stream, "cross_entropy", Work{4 * static_cast<double>(rows * vocabulary), bytes}, [&] {
+  const Work work{4 * static_cast<double>(rows * vocabulary), bytes};
+  const auto on_cpu = [&] {
     check_targets(targets_R, vocabulary);
     parallel_for(rows, rows_per_task(vocabulary), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
@@ -101,7 +115,9 @@ void cross_entropy(Stream& stream, View<const T> logits_RV, View<const std::int3
         loss_R(r) = target == kIgnoreIndex ? acc_t<T>(0) : lse - load(logits_RV(r, target));
       }
     });
-  });
+  };
+  launch(stream, "cross_entropy", work, on_cpu,
+         [&] { cuda::cross_entropy<T>(stream, logits_RV, targets_R, loss_R, lse_R); });
 }
 
 template <class T>
@@ -113,37 +129,60 @@ void cross_entropy_backward(Stream& stream, View<const T> logits_RV, View<const 
   const std::int64_t rows = logits_RV.dim(0), vocabulary = logits_RV.dim(1);
   const double bytes =
       logits_RV.bytes() + targets_R.bytes() + lse_R.bytes() + dloss_R.bytes() + dlogits_RV.bytes();
-  launch(stream, "cross_entropy_backward", Work{3 * static_cast<double>(rows * vocabulary), bytes}, [&] {
+  const Work work{3 * static_cast<double>(rows * vocabulary), bytes};
+  const auto on_cpu = [&] {
+    check_targets(targets_R, vocabulary);
+    parallel_for(rows, rows_per_task(vocabulary), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r)
+        gradient_row(&logits_RV(r), targets_R(r), lse_R(r), dloss_R(r), &dlogits_RV(r), vocabulary);
+    });
+  };
+  launch(stream, "cross_entropy_backward", work, on_cpu,
+         [&] { cuda::cross_entropy_backward<T>(stream, logits_RV, targets_R, lse_R, dloss_R, dlogits_RV); });
+}
+
+template <class T>
+void cross_entropy_in_place(Stream& stream, View<T> logits_RV, View<const std::int32_t> targets_R,
+                            double scale, View<acc_t<T>> loss_R) {
+  check_shapes(View<const T>(logits_RV), targets_R, loss_R.shape);
+  const std::int64_t rows = logits_RV.dim(0), vocabulary = logits_RV.dim(1);
+  const Work work{7 * static_cast<double>(rows * vocabulary),
+                  2 * logits_RV.bytes() + targets_R.bytes() + loss_R.bytes()};
+  const auto on_cpu = [&] {
     check_targets(targets_R, vocabulary);
     parallel_for(rows, rows_per_task(vocabulary), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
-        T* dlogits = &dlogits_RV(r);
+        T* row = &logits_RV(r);
         const std::int32_t target = targets_R(r);
-        if (target == kIgnoreIndex) {
-          std::fill_n(dlogits, vocabulary, T(0));
-          continue;
-        }
-        const acc_t<T> at_target = std::expm1(load(logits_RV(r, target)) - lse_R(r)) * dloss_R(r);
-        softmax_gradient(&logits_RV(r), lse_R(r), dloss_R(r), dlogits, vocabulary);
-        store(dlogits[target], at_target);
+        const acc_t<T> lse = target == kIgnoreIndex ? acc_t<T>(0) : log_sum_exp<T>(row, vocabulary);
+        loss_R(r) = target == kIgnoreIndex ? acc_t<T>(0) : lse - load(row[target]);
+        gradient_row<T>(row, target, lse, static_cast<acc_t<T>>(scale), row, vocabulary);
       }
     });
-  });
+  };
+  launch(stream, "cross_entropy_in_place", work, on_cpu,
+         [&] { cuda::cross_entropy_in_place<T>(stream, logits_RV, targets_R, scale, loss_R); });
 }
 
 template void cross_entropy<float>(Stream&, View<const float>, View<const std::int32_t>, View<float>,
                                    View<float>);
 template void cross_entropy_backward<float>(Stream&, View<const float>, View<const std::int32_t>,
                                             View<const float>, View<const float>, View<float>);
+template void cross_entropy_in_place<float>(Stream&, View<float>, View<const std::int32_t>, double,
+                                            View<float>);
 
 template void cross_entropy<double>(Stream&, View<const double>, View<const std::int32_t>, View<double>,
                                     View<double>);
 template void cross_entropy_backward<double>(Stream&, View<const double>, View<const std::int32_t>,
                                              View<const double>, View<const double>, View<double>);
+template void cross_entropy_in_place<double>(Stream&, View<double>, View<const std::int32_t>, double,
+                                             View<double>);
 
 template void cross_entropy<bf16>(Stream&, View<const bf16>, View<const std::int32_t>, View<float>,
                                   View<float>);
 template void cross_entropy_backward<bf16>(Stream&, View<const bf16>, View<const std::int32_t>,
                                            View<const float>, View<const float>, View<bf16>);
+template void cross_entropy_in_place<bf16>(Stream&, View<bf16>, View<const std::int32_t>, double,
+                                           View<float>);
 
 }  // namespace ridge::kernels

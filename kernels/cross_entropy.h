@@ -23,4 +23,23 @@ template <class T>
 void cross_entropy_backward(Stream& stream, View<const T> logits_RV, View<const std::int32_t> targets_R,
                             View<const acc_t<T>> lse_R, View<const acc_t<T>> dloss_R, View<T> dlogits_RV);
 
+/// Both at once: loss as above, and logits become (softmax(logits) - onehot(target)) * scale. Same errors.
+template <class T>
+void cross_entropy_in_place(Stream& stream, View<T> logits_RV, View<const std::int32_t> targets_R,
+                            double scale, View<acc_t<T>> loss_R);
+
+/// What `launch` runs on a GPU; shapes are checked already (cross_entropy.cu). A bad target counts for
+/// nothing, and is an error once the stream is waited for.
+namespace cuda {
+template <class T>
+void cross_entropy(Stream& stream, View<const T> logits_RV, View<const std::int32_t> targets_R,
+                   View<acc_t<T>> loss_R, View<acc_t<T>> lse_R);
+template <class T>
+void cross_entropy_backward(Stream& stream, View<const T> logits_RV, View<const std::int32_t> targets_R,
+                            View<const acc_t<T>> lse_R, View<const acc_t<T>> dloss_R, View<T> dlogits_RV);
+template <class T>
+void cross_entropy_in_place(Stream& stream, View<T> logits_RV, View<const std::int32_t> targets_R,
+                            double scale, View<acc_t<T>> loss_R);
+}  // namespace cuda
+
 }  // namespace ridge::kernels

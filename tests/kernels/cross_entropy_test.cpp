@@ -11,8 +11,12 @@ TYPED_TEST_SUITE(CrossEntropy, ComputeTypes);
 
 struct Case {
   std::int64_t rows, vocabulary;
+  std::int64_t gap = 0, gradient_gap = 0;  // between rows
 };
-constexpr Case kCases[] = {{1, 1}, {3, 17}, {65, 129}, {7, 2049}, {2, 50257}};
+// Rows of logits and gradient that begin at multiples of 16 bytes, that lie alike, and that do not.
+constexpr Case kCases[] = {{1, 1, 5, 2},      {3, 17, 5, 2},    {65, 129, 5, 2},   {7, 2049, 5, 2},
+                           {2, 50257, 5, 2},  {5, 50257, 0, 0}, {5, 4096, 8, 16},  {3, 24593, 7, 7},
+                           {2, 128256, 8, 0}, {9, 512, 0, 0},   {3, 151936, 0, 8}, {3, 13, 0, 0}};
 
 Array<std::int32_t> targets_for(Case size) {
   Array<std::int32_t> targets({size.rows});
@@ -34,12 +38,12 @@ double log_sum_exp(const std::vector<double>& x, std::int64_t row, std::int64_t 
 TYPED_TEST(CrossEntropy, MatchesTheDefinition) {
   using T = TypeParam;
   for (const Case size : kCases) {
-    const auto [rows, vocabulary] = size;
-    auto logits = Array<T>::gapped({rows, vocabulary});
+    const std::int64_t rows = size.rows, vocabulary = size.vocabulary;
+    auto logits = Array<T>::gapped({rows, vocabulary}, size.gap);
     logits.randomize(1, -20, 20);
     auto targets = targets_for(size);
     Array<acc_t<T>> loss({rows}), lse({rows});
-    cross_entropy<T>(cpu(), logits.in(), targets.in(), loss.view(), lse.view());
+    cross_entropy<T>(test_stream(), logits.in(), targets.in(), loss.view(), lse.view());
     const auto x = logits.values();
     std::vector<double> want_loss, want_lse;
     for (std::int64_t r = 0; r < rows; ++r) {
@@ -56,33 +60,66 @@ TYPED_TEST(CrossEntropy, MatchesTheDefinition) {
   }
 }
 
+/// (softmax - onehot) * factors[row]
+std::vector<double> gradient_of(const std::vector<double>& x, const Array<std::int32_t>& targets, Case size,
+                                const std::vector<double>& factors) {
+  std::vector<double> want;
+  for (std::int64_t r = 0; r < size.rows; ++r) {
+    const double norm = log_sum_exp(x, r, size.vocabulary), factor = factors[static_cast<std::size_t>(r)];
+    const std::int32_t target = targets.in()(r);
+    for (std::int64_t v = 0; v < size.vocabulary; ++v) {
+      const double p = std::exp(x[r * size.vocabulary + v] - norm) - (v == target ? 1 : 0);
+      want.push_back(target == kIgnoreIndex ? 0 : p * factor);
+    }
+  }
+  return want;
+}
+
 TYPED_TEST(CrossEntropy, BackwardIsSoftmaxLessOneHot) {
   using T = TypeParam;
   for (const Case size : kCases) {
-    const auto [rows, vocabulary] = size;
-    auto logits = Array<T>::gapped({rows, vocabulary});
-    auto dlogits = Array<T>::gapped({rows, vocabulary}, 2);
+    const auto [rows, vocabulary, gap, gradient_gap] = size;
+    auto logits = Array<T>::gapped({rows, vocabulary}, gap);
+    auto dlogits = Array<T>::gapped({rows, vocabulary}, gradient_gap);
     logits.randomize(1, -5, 5), dlogits.randomize(2);
     auto targets = targets_for(size);
     Array<acc_t<T>> loss({rows}), lse({rows}), dloss({rows});
     dloss.randomize(3);
-    cross_entropy<T>(cpu(), logits.in(), targets.in(), loss.view(), lse.view());
-    cross_entropy_backward<T>(cpu(), logits.in(), targets.in(), lse.in(), dloss.in(), dlogits.view());
-    const auto x = logits.values();
-    std::vector<double> want;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const double norm = log_sum_exp(x, r, vocabulary);
-      for (std::int64_t v = 0; v < vocabulary; ++v) {
-        const std::int32_t target = targets.in()(r);
-        const double p = std::exp(x[r * vocabulary + v] - norm) - (v == target ? 1 : 0);
-        want.push_back(target == kIgnoreIndex ? 0 : p * dloss.values()[static_cast<std::size_t>(r)]);
-      }
-    }
+    cross_entropy<T>(test_stream(), logits.in(), targets.in(), loss.view(), lse.view());
+    cross_entropy_backward<T>(test_stream(), logits.in(), targets.in(), lse.in(), dloss.in(), dlogits.view());
+    const auto want = gradient_of(logits.values(), targets, size, dloss.values());
     if (vocabulary > 1) {
-      EXPECT_LT(normalized_error(dlogits.values(), want), 2 * tolerance<T>());
+      EXPECT_LT(normalized_error(dlogits.values(), want), 2 * tolerance<T>()) << rows << " x " << vocabulary;
     }
-    cross_entropy_backward<T>(cpu(), logits.in(), targets.in(), lse.in(), dloss.in(), logits.view());
+    cross_entropy_backward<T>(test_stream(), logits.in(), targets.in(), lse.in(), dloss.in(), logits.view());
     EXPECT_EQ(logits.values(), dlogits.values()) << "in place";
+  }
+}
+
+TYPED_TEST(CrossEntropy, InPlaceGivesLossAndGradient) {
+  using T = TypeParam;
+  constexpr double kScale = 0.375;
+  for (const Case size : kCases) {
+    const std::int64_t rows = size.rows, vocabulary = size.vocabulary;
+    auto logits = Array<T>::gapped({rows, vocabulary}, size.gap);
+    logits.randomize(1, -5, 5);
+    auto targets = targets_for(size);
+    Array<acc_t<T>> loss({rows}), want_loss({rows}), lse({rows});
+    loss.randomize(2);
+    cross_entropy<T>(test_stream(), logits.in(), targets.in(), want_loss.view(), lse.view());
+    const auto want = gradient_of(logits.values(), targets, size, std::vector<double>(rows, kScale));
+    cross_entropy_in_place<T>(test_stream(), logits.view(), targets.in(), kScale, loss.view());
+    if (vocabulary == 1) {
+      EXPECT_NEAR(loss.values()[0], 0, 1e-6);
+      EXPECT_NEAR(logits.values()[0], 0, 1e-6);
+      continue;
+    }
+    EXPECT_LT(normalized_error(loss.values(), want_loss.values()), tolerance<acc_t<T>>());
+    EXPECT_LT(normalized_error(logits.values(), want), 2 * tolerance<T>()) << rows << " x " << vocabulary;
+    for (std::int64_t r = 1; r < rows; r += 5) {
+      EXPECT_EQ(loss.values()[static_cast<std::size_t>(r)], 0);
+      for (std::int64_t v = 0; v < vocabulary; ++v) ASSERT_EQ(get(logits.in(), r * vocabulary + v), 0);
+    }
   }
 }
 
@@ -94,8 +131,8 @@ TYPED_TEST(CrossEntropy, IgnoredRowsGiveExactZeros) {
   targets.data() = {-100, -100};
   Array<acc_t<T>> loss({2}), lse({2}), dloss({2});
   loss.randomize(4), dloss.randomize(3);
-  cross_entropy<T>(cpu(), logits.in(), targets.in(), loss.view(), lse.view());
-  cross_entropy_backward<T>(cpu(), logits.in(), targets.in(), lse.in(), dloss.in(), dlogits.view());
+  cross_entropy<T>(test_stream(), logits.in(), targets.in(), loss.view(), lse.view());
+  cross_entropy_backward<T>(test_stream(), logits.in(), targets.in(), lse.in(), dloss.in(), dlogits.view());
   EXPECT_EQ(loss.values(), std::vector<double>(2, 0.0));
   EXPECT_EQ(dlogits.values(), std::vector<double>(18, 0.0));
 }
@@ -109,12 +146,12 @@ TEST(CrossEntropyExtremes, MaskedLogitsAndLargeOnes) {
   Array<std::int32_t> targets({2});
   targets.data() = {8250, 17};
   Array<float> loss({2}), lse({2});
-  cross_entropy<float>(cpu(), logits.in(), targets.in(), loss.view(), lse.view());
+  cross_entropy<float>(test_stream(), logits.in(), targets.in(), loss.view(), lse.view());
   const std::vector<double> tail(logits.data().begin() + 8200, logits.data().begin() + 8300);
   EXPECT_NEAR(lse.values()[0], log_sum_exp(tail, 0, 100), 1e-5);
   EXPECT_EQ(loss.values()[1], 0);
   logits.data()[8299] = std::numeric_limits<float>::quiet_NaN();
-  cross_entropy<float>(cpu(), logits.in(), targets.in(), loss.view(), lse.view());
+  cross_entropy<float>(test_stream(), logits.in(), targets.in(), loss.view(), lse.view());
   EXPECT_TRUE(std::isnan(loss.values()[0]));
 }
 
@@ -127,8 +164,8 @@ TYPED_TEST(CrossEntropy, SameBitsOnAnyThreads) {
   expect_same_bits_on_threads([&] {
     Array<acc_t<T>> loss({kSize.rows}), lse({kSize.rows});
     Array<T> dlogits({kSize.rows, kSize.vocabulary});
-    cross_entropy<T>(cpu(), logits.in(), targets.in(), loss.view(), lse.view());
-    cross_entropy_backward<T>(cpu(), logits.in(), targets.in(), lse.in(), loss.in(), dlogits.view());
+    cross_entropy<T>(test_stream(), logits.in(), targets.in(), loss.view(), lse.view());
+    cross_entropy_backward<T>(test_stream(), logits.in(), targets.in(), lse.in(), loss.in(), dlogits.view());
     auto all = lse.values();
     const auto gradient = dlogits.values();
     all.insert(all.end(), gradient.begin(), gradient.end());
@@ -142,13 +179,23 @@ TEST(CrossEntropyErrors, BadTargetNamesRowIdAndVocabulary) {
   Array<std::int32_t> targets({3});
   for (const std::int32_t bad : {11, -1, -99, 2000000000}) {
     targets.data() = {0, bad, 1};
-    const auto message = message_of<UserError>(
-        [&] { cross_entropy<float>(cpu(), logits.in(), targets.in(), loss.view(), lse.view()); });
+    const auto message = message_of<UserError>([&] {
+      cross_entropy<float>(test_stream(), logits.in(), targets.in(), loss.view(), lse.view());
+      wait_for_device();
+    });
     EXPECT_NE(message.find("target " + std::to_string(bad) + " in row 1"), std::string::npos) << message;
     EXPECT_NE(message.find("vocabulary of 11"), std::string::npos) << message;
-    EXPECT_THROW(
-        cross_entropy_backward<float>(cpu(), logits.in(), targets.in(), lse.in(), loss.in(), dlogits.view()),
-        UserError);
+    const auto backward = [&] {
+      cross_entropy_backward<float>(test_stream(), logits.in(), targets.in(), lse.in(), loss.in(),
+                                    dlogits.view());
+      wait_for_device();
+    };
+    EXPECT_THROW(backward(), UserError);
+    const auto in_place = [&] {
+      cross_entropy_in_place<float>(test_stream(), logits.view(), targets.in(), 1, loss.view());
+      wait_for_device();
+    };
+    EXPECT_THROW(in_place(), UserError);
   }
 }
 
@@ -166,6 +213,13 @@ TEST(CrossEntropyWork, CountsEveryByteOnce) {
                                  meta_view<bf16>({8, 100}));
   });
   EXPECT_EQ(backward.bytes, 2 * 2 * 800 + 3 * 4 * 8);
+  const auto both = launched_on_meta([](Stream& s) {
+    cross_entropy_in_place<bf16>(s, meta_view<bf16>({8, 100}), meta_view<const std::int32_t>({8}), 1,
+                                 meta_view<float>({8}));
+  });
+  EXPECT_STREQ(both.op, "cross_entropy_in_place");
+  EXPECT_EQ(both.bytes, 2 * 2 * 800 + 2 * 4 * 8);
+  EXPECT_EQ(both.flops, 7 * 800);
 }
 
 }  // namespace
