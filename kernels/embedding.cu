@@ -8,6 +8,7 @@
 
 #include "core/base/cuda.h"
 #include "core/base/cuda_check.h"
+#include "kernels/device/fault.cuh"
 #include "kernels/device/launch.cuh"
 #include "kernels/device/vec.cuh"
 
@@ -16,17 +17,7 @@ namespace {
 
 using device::kWarp;
 using ridge::cuda::Fault;
-
-/// Keeps the first fault; `reserved` is taken by who writes it.
-__device__ void report(Fault* fault, std::int64_t place, std::int64_t value, std::int64_t limit) {
-  volatile Fault* slot = fault;
-  if (slot->kind != 0 || atomicCAS(&fault->reserved, 0, 1) != 0) return;
-  slot->place = place;
-  slot->value = value;
-  slot->limit = limit;
-  __threadfence_system();
-  slot->kind = static_cast<std::int32_t>(ridge::cuda::FaultKind::embedding_id);
-}
+using ridge::cuda::FaultKind;
 
 /// y[n] = table[ids[n]], zeros for a bad id; one block a row. U is the unit that moves at once, strides and
 /// `units` count it.
@@ -37,7 +28,7 @@ __global__ void gather_kernel(const U* __restrict__ table_VC, std::int64_t table
   const std::int64_t n = blockIdx.x, id = ids_N[n * ids_step];
   U* to = y_NC + n * y_row;
   if (id < 0 || id >= vocabulary) {
-    if (threadIdx.x == 0) report(fault, n, id, vocabulary);
+    if (threadIdx.x == 0) device::report(fault, FaultKind::embedding_id, n, id, vocabulary);
     for (std::int64_t u = threadIdx.x; u < units; u += blockDim.x) to[u] = U{};
     return;
   }
@@ -66,7 +57,7 @@ __global__ void keys_kernel(const std::int32_t* ids_N, std::int64_t ids_step, st
   if (i >= n) return;
   const std::int32_t id = ids_N[i * ids_step];
   const bool good = id >= 0 && static_cast<std::uint32_t>(id) < vocabulary;
-  if (!good) report(fault, i, id, vocabulary);
+  if (!good) device::report(fault, FaultKind::embedding_id, i, id, vocabulary);
   keys_N[i] = good ? static_cast<std::uint32_t>(id) : vocabulary;
   places_N[i] = static_cast<std::uint32_t>(i);
 }

@@ -23,11 +23,30 @@ void max_last(Stream& stream, View<const T> x, View<T> y);
 template <class T>
 void argmax_last(Stream& stream, View<const T> x_RC, View<std::int32_t> index_R);
 
-/// Sum of squares in f64, for gradient norms. 0 on meta.
+/// Sum of squares in f64, for gradient norms, on the CPU; 0 on meta.
 template <class T>
 double sum_of_squares(Stream& stream, View<const T> x);
-/// Row-major index of the first element that is infinite or NaN; -1 where none is, and on meta.
+/// sum += sum of squares of x, in f64; `sum` is one element on the stream's device.
+template <class T>
+void add_sum_of_squares(Stream& stream, View<const T> x, View<double> sum);
+/// Row-major index of the first element that is infinite or NaN; -1 where none is, and on meta. Waits for a
+/// GPU.
 template <class T>
 std::int64_t first_non_finite(Stream& stream, View<const T> x);
+
+/// What `launch` runs on a GPU; arguments are checked already (reduce.cu, reduce_sum.cu).
+namespace cuda {
+/// y = factor * sum
+template <class T>
+void sum_to(Stream& stream, View<const T> x, View<T> y, double factor);
+template <class T>
+void max_last(Stream& stream, View<const T> x, View<T> y);
+template <class T>
+void argmax_last(Stream& stream, View<const T> x_RC, View<std::int32_t> index_R);
+template <class T>
+void add_sum_of_squares(Stream& stream, View<const T> x, View<double> sum);
+template <class T>
+std::int64_t first_non_finite(Stream& stream, View<const T> x);
+}  // namespace cuda
 
 }  // namespace ridge::kernels

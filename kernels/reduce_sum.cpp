@@ -170,9 +170,12 @@ void check_reduces(View<const T> x, View<T> y) {
 template <class T>
 void launch_sum(Stream& stream, const char* name, View<const T> x, View<T> y, double factor) {
   check_reduces(x, y);
-  launch(stream, name, Work{static_cast<double>(x.numel()), distinct_bytes(x) + y.bytes()}, [&] {
-    if (y.numel() > 0) Sum<T>(x, y, factor).run();
-  });
+  launch(
+      stream, name, Work{static_cast<double>(x.numel()), distinct_bytes(x) + y.bytes()},
+      [&] {
+        if (y.numel() > 0) Sum<T>(x, y, factor).run();
+      },
+      [&] { cuda::sum_to<T>(stream, x, y, factor); });
 }
 
 }  // namespace

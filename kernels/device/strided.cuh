@@ -9,6 +9,7 @@
 #include "core/base/error.h"
 #include "core/base/view.h"
 #include "kernels/device/launch.cuh"
+#include "kernels/device/pack.cuh"
 #include "kernels/device/vec.cuh"
 
 namespace ridge::kernels::device {
@@ -18,6 +19,25 @@ __device__ __forceinline__ std::int64_t divide(std::int64_t index, std::int64_t 
   if (((index | extent) >> 32) == 0)
     return static_cast<std::uint32_t>(index) / static_cast<std::uint32_t>(extent);
   return index / extent;
+}
+
+/// One element, read like the pack of N = 16 bytes that it stands for where there is no such.
+template <class T>
+struct Single {
+  T value{};
+  __device__ __forceinline__ acc_t<T> operator[](int) const { return load(value); }
+};
+template <class T, int N>
+using Held = std::conditional_t<N == 1, Single<T>, Pack<T>>;
+
+template <int N, class T>
+__device__ __forceinline__ Held<T, N> load_held(const T* from) {
+  if constexpr (N == 1) {
+    return {*from};
+  } else {
+    static_assert(N == kVec<T>);
+    return load_pack(from);
+  }
 }
 
 /// A loop nest over K operands, outermost first; strides in elements. At least one dimension once built.
@@ -91,20 +111,22 @@ struct FastDivisor {
   }
 };
 
-/// Loops numbered in 31 bits, whose innermost steps are vectors.
+/// Loops whose innermost steps are vectors. More than one dimension is numbered in 31 bits.
 template <int K>
 struct FastLoops {
   int ndim;
-  unsigned splat = 0;  // bit k: operand k has one element for a whole row
-  std::uint32_t count;
-  FastDivisor extent[kMaxDims];
+  unsigned splat = 0;            // bit k: operand k has one element for a whole row
+  std::int64_t count;            // vectors
+  FastDivisor extent[kMaxDims];  // the first is not divided by
   std::int64_t stride[kMaxDims][K];
 
-  FastLoops(const Loops<K>& loops, int lanes)
-      : ndim(loops.ndim), count(static_cast<std::uint32_t>(loops.count / lanes)), stride{} {
+  explicit FastLoops(const Loops<K>& loops, int lanes = 1)
+      : ndim(loops.ndim), count(loops.count / lanes), stride{} {
+    check(ndim == 1 || count < std::int64_t{1} << 31, "a view that is not dense has 2^31 elements or more");
     for (int d = 0; d < ndim; ++d) {
       const bool last = d == ndim - 1;
-      extent[d] = FastDivisor(static_cast<std::uint32_t>(last ? loops.extent[d] / lanes : loops.extent[d]));
+      const std::int64_t steps = last ? loops.extent[d] / lanes : loops.extent[d];
+      if (d > 0 && steps > 0) extent[d] = FastDivisor(static_cast<std::uint32_t>(steps));
       for (int k = 0; k < K; ++k) stride[d][k] = loops.stride[d][k] * (last ? lanes : 1);
     }
     for (int k = 0; k < K; ++k) splat |= loops.step(k) == 0 ? 1u << k : 0u;
@@ -124,6 +146,13 @@ struct FastLoops {
     }
 #pragma unroll
     for (int k = 0; k < K; ++k) at[k] += static_cast<std::int64_t>(index) * stride[0][k];
+  }
+  __device__ __forceinline__ std::int64_t offset(std::int64_t index) const {
+    static_assert(K == 1);
+    if (ndim == 1) return index * stride[0][0];
+    std::int64_t at[1];
+    offsets(static_cast<std::uint32_t>(index), at);
+    return at[0];
   }
 };
 
@@ -186,14 +215,15 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kEach = kInFlight<N, T...>;
   Slots<N, std::index_sequence_for<T...>, T...> slots[kEach];
   const std::uint32_t first = blockIdx.x * (kThreads * kEach) + threadIdx.x;
+  const auto count = static_cast<std::uint32_t>(loops.count);
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const std::uint32_t index = first + static_cast<std::uint32_t>(i) * kThreads;
-    if (index < loops.count) slots[i].read(loops, index, data...);
+    if (index < count) slots[i].read(loops, index, data...);
   }
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    if (first + static_cast<std::uint32_t>(i) * kThreads < loops.count) slots[i].finish(op, data...);
+    if (first + static_cast<std::uint32_t>(i) * kThreads < count) slots[i].finish(op, data...);
   }
 }
 
