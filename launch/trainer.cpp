@@ -46,8 +46,7 @@ Trainer::Trainer(const config::RunConfig& run, parallel::Communicator& ranks, De
   notes_.insert(notes_.end(), prepared_.notes.begin(), prepared_.notes.end());
   std::vector<Tensor> leaves;
   for (const optim::TrainedParameter& p : prepared_.trained) leaves.push_back(p.value);
-  const auto bucket_bytes = static_cast<std::int64_t>(run.parallel().bucket_mb() * 1024 * 1024);
-  reducer_ = std::make_unique<parallel::GradientReducer>(leaves, ranks, bucket_bytes);
+  reducer_ = std::make_unique<parallel::GradientReducer>(leaves, ranks, bucket_bytes(run));
   optimizer_ = optim::make_optimizer(optimizer_options(run), prepared_.trained);
   const Tokenizer tokenizer = run_tokenizer(run);
   const std::vector<std::string> files(run.data().train().begin(), run.data().train().end());

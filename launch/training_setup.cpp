@@ -22,6 +22,10 @@ optim::OptimizerOptions optimizer_options(const config::RunConfig& run) {
   return to;
 }
 
+std::int64_t bucket_bytes(const config::RunConfig& run) {
+  return static_cast<std::int64_t>(run.parallel().bucket_mb() * 1024 * 1024);
+}
+
 ScheduleOptions schedule_options(const config::RunConfig& run) {
   const config::Schedule& from = run.optim().schedule();
   ScheduleOptions to;

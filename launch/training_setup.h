@@ -20,6 +20,9 @@ DType training_dtype(const config::RunConfig& run);
 optim::OptimizerOptions optimizer_options(const config::RunConfig& run);
 ScheduleOptions schedule_options(const config::RunConfig& run);
 
+/// Bytes of a bucket of gradients.
+std::int64_t bucket_bytes(const config::RunConfig& run);
+
 /// The config of the model that is trained, without its weights.
 models::ModelConfig model_config(const config::RunConfig& run);
 /// The model with weights that may be written: from a folder, or random.

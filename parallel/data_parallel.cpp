@@ -79,7 +79,7 @@ GradientReducer::GradientReducer(const std::vector<Tensor>& parameters, Communic
                                  std::int64_t bucket_bytes)
     : communicator_(communicator) {
   for (const std::vector<Tensor>& run : split(parameters, bucket_bytes)) {
-    if (communicator.size() > 1 || run.front().device() != Device::cpu) add_bucket(run);
+    if (communicator.size() > 1 || planned_device(run.front().device()) != Device::cpu) add_bucket(run);
   }
 }
 

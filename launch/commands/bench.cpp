@@ -6,6 +6,7 @@
 #include "core/base/threads.h"
 #include "kernels/blas.h"
 #include "launch/ceilings.h"
+#include "launch/commands/bench_kernels.h"
 #include "launch/context.h"
 #include "launch/parallelize.h"
 #include "launch/workloads.h"
@@ -159,6 +160,11 @@ Command add_workload(const Command& bench, Options& options, const char* name, c
 void add_bench(const Command& app, Context& context) {
   const Command bench = app.add("bench", "Speed beside the machine's limits", true);
   bench.add("ceilings", "Matmul rate and memory bandwidth").run([&context] { ceilings(context); });
+  auto each = std::make_shared<KernelBenchOptions>();
+  const Command kernels = bench.add("kernels", "The kernels of a training step, one by one, in bf16");
+  kernels.option("--rows", each->rows, "Tokens");
+  kernels.option("--runs", each->runs, "Launches of each kernel, after three to warm up");
+  kernels.run([each, &context] { bench_kernels(*each, context); });
   auto training = std::make_shared<Options>();
   const Command steps = add_workload(bench, *training, "train", "A training step, all weights, AdamW", "f32");
   steps.option("--batch", training->batch, "Sequences of a micro-batch");

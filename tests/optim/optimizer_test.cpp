@@ -170,7 +170,8 @@ TEST(Optimizer, StateIsNamedAfterTheParameters) {
     return all;
   };
   using Names = std::vector<std::string>;
-  EXPECT_EQ(names(adamw()), (Names{"w.exp_avg", "w.exp_avg_sq", "h.exp_avg", "h.exp_avg_sq", "h.master_low"}));
+  EXPECT_EQ(names(adamw()),
+            (Names{"w.exp_avg", "w.exp_avg_sq", "h.exp_avg", "h.exp_avg_sq", "h.master_low"}));
   EXPECT_EQ(names(sgd(0.9)), (Names{"w.momentum", "h.momentum", "h.master_low"}));
   EXPECT_EQ(names(sgd(0)), Names{"h.master_low"});
 }
