@@ -11,8 +11,7 @@
 namespace ridge::kernels::cuda {
 namespace {
 
-using device::block_all, device::ceil_div, device::kVec, device::load, device::load_pack,
-    device::load_pack_once;
+using device::block_all, device::kVec, device::load, device::load_pack, device::load_pack_once;
 using device::native, device::Pack, device::round_to, device::store_pack_once;
 using ridge::cuda::Fault;
 

@@ -38,7 +38,7 @@ __device__ __forceinline__ A team_sum(A value, const Team& team, A* shared, int 
   A* mine = shared + turn * 32 + team.slot * warps;
   value = warp_all<Sum>(value);
   if (lane == 0) mine[team.index / 32] = value;
-  asm volatile("bar.sync %0, %1;" ::"r"(team.slot + 1), "r"(team.threads) : "memory");
+  __syncthreads();
   return warp_all<Sum>(lane < warps ? mine[lane] : A(0));
 }
 
