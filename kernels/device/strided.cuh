@@ -171,9 +171,10 @@ struct Slots<N, std::index_sequence<I...>, T...> : Slot<I, N, T>... {
   static constexpr int kOperands = sizeof...(T);
   std::int64_t at[kOperands];
 
+  template <bool kSplat>
   __device__ __forceinline__ void read(const FastLoops<kOperands>& loops, std::uint32_t index, T*... data) {
     loops.offsets(index, at);
-    (read_one<I, T>(data, loops.splat), ...);
+    (read_one<kSplat, I, T>(data, loops.splat), ...);
   }
   template <class Op>
   __device__ __forceinline__ void finish(const Op& op, T*... data) {
@@ -183,11 +184,11 @@ struct Slots<N, std::index_sequence<I...>, T...> : Slot<I, N, T>... {
   }
 
  private:
-  template <std::size_t K, class S>
+  template <bool kSplat, std::size_t K, class S>
   __device__ __forceinline__ void read_one(S* data, unsigned splat) {
     if constexpr (std::is_const_v<S>) {
       auto& value = Slot<K, N, S>::value;
-      if (N > 1 && (splat >> K & 1u) != 0) {
+      if (kSplat && N > 1 && (splat >> K & 1u) != 0) {
         const std::remove_const_t<S> one = data[at[K]];
 #pragma unroll
         for (int lane = 0; lane < N; ++lane) value.at[lane] = one;
@@ -209,9 +210,10 @@ inline constexpr int kLanes = 16 / static_cast<int>(std::max({sizeof(T)...}));
 template <int N, class... T>
 inline constexpr int kInFlight = N == 1 || (0 + ... + int(std::is_const_v<T>)) <= 1 ? 4 : 2;
 
-template <int N, class Op, class... T>
-__global__ void __launch_bounds__(kThreads)
-    map_kernel(const __grid_constant__ FastLoops<sizeof...(T)> loops, Op op, T*... data) {
+/// One block's share. kWhole: it is full and no operand is splat, so that all loads go out before any is
+/// used.
+template <bool kWhole, int N, class Op, class... T>
+__device__ __forceinline__ void map_block(const FastLoops<sizeof...(T)>& loops, const Op& op, T*... data) {
   constexpr int kEach = kInFlight<N, T...>;
   Slots<N, std::index_sequence_for<T...>, T...> slots[kEach];
   const std::uint32_t first = blockIdx.x * (kThreads * kEach) + threadIdx.x;
@@ -219,11 +221,22 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const std::uint32_t index = first + static_cast<std::uint32_t>(i) * kThreads;
-    if (index < count) slots[i].read(loops, index, data...);
+    if (kWhole || index < count) slots[i].template read<!kWhole>(loops, index, data...);
   }
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    if (first + static_cast<std::uint32_t>(i) * kThreads < count) slots[i].finish(op, data...);
+    if (kWhole || first + static_cast<std::uint32_t>(i) * kThreads < count) slots[i].finish(op, data...);
+  }
+}
+
+template <int N, class Op, class... T>
+__global__ void __launch_bounds__(kThreads)
+    map_kernel(const __grid_constant__ FastLoops<sizeof...(T)> loops, Op op, T*... data) {
+  constexpr std::uint32_t kShare = kThreads * kInFlight<N, T...>;
+  if (loops.splat == 0 && (blockIdx.x + 1) * kShare <= static_cast<std::uint32_t>(loops.count)) {
+    map_block<true, N>(loops, op, data...);
+  } else {
+    map_block<false, N>(loops, op, data...);
   }
 }
 
