@@ -10,7 +10,7 @@ namespace {
 
 // Bytes of contiguous memory from one device to another.
 void transfer(const Tensor& to, const Tensor& from) {
-  if (to.device() == Device::meta || from.device() == Device::meta) return;
+  check(to.device() != Device::meta && from.device() != Device::meta, "copy between meta and memory");
   const Stream& stream = current_stream(Device::cuda);
   cuda::copy(to.data(), from.data(), from.bytes(), stream);
   if (to.device() == Device::cpu) cuda::synchronize(stream);
