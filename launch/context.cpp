@@ -1,11 +1,20 @@
 #include "launch/context.h"
 
 #include <cstdio>
+#include <filesystem>
 
 #include "core/base/cuda.h"
 #include "core/base/error.h"
+#include "core/io/file.h"
+#include "kernels/matmul_tuning.h"
+#include "launch/environment.h"
 
 namespace ridge {
+namespace {
+
+constexpr std::size_t kMostChoices = std::size_t{16} << 20;  // bytes
+
+}  // namespace
 
 Device Context::use_device(const std::string& fallback) const {
   const std::string& name = device == "auto" ? fallback : device;
@@ -16,7 +25,11 @@ Device Context::use_device(const std::string& fallback) const {
                      cuda_devices().size()));
     chosen = Device::cpu;
   }
-  if (chosen == Device::cuda) cuda::select_device(mpi_.local_rank());
+  if (chosen != Device::cuda) return chosen;
+  cuda::select_device(mpi_.local_rank());
+  const std::string choices = matmul_choices_file();
+  if (!choices.empty() && std::filesystem::exists(choices))
+    kernels::set_matmul_choices(read_text_file(choices, kMostChoices), choices);
   return chosen;
 }
 

@@ -15,6 +15,13 @@ bool launched_by_mpi() {
   return false;
 }
 
+std::string matmul_choices_file() {
+  if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache != nullptr && *cache != '\0')
+    return std::string(cache) + "/ridge/matmul.txt";
+  const char* home = std::getenv("HOME");
+  return home == nullptr || *home == '\0' ? std::string() : std::string(home) + "/.cache/ridge/matmul.txt";
+}
+
 std::optional<int> threads_from_environment() {
   const char* text = std::getenv("RIDGE_THREADS");
   if (text == nullptr) return std::nullopt;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 
 namespace ridge {
 
@@ -10,5 +11,9 @@ bool launched_by_mpi();
 
 /// RIDGE_THREADS: threads of one rank.
 std::optional<int> threads_from_environment();
+
+/// Where choices of matrix products are kept: $XDG_CACHE_HOME/ridge/matmul.txt, or below ~/.cache; empty
+/// where neither is known.
+std::string matmul_choices_file();
 
 }  // namespace ridge

@@ -21,7 +21,7 @@ void meta_step(models::Llama& model, const config::RunConfig& run, const Prepare
     autograd::backward(model.loss(ids, ids, 1));
   }
   reducer.finish();
-  optimizer.step(1e-3, {1.0, optim::gradient_norm_tensor(prepared.trained), 1.0});
+  optimizer.step(1e-3, {1.0, reduced_norm(reducer, prepared.trained), 1.0});
   optim::clear_gradients(prepared.trained);
 }
 

@@ -101,7 +101,7 @@ void Trainer::check_finite(std::int64_t step, double loss, double norm) const {
 StepResult Trainer::step(std::int64_t step) {
   StepResult result;
   const Tensor loss = forward_backward(step);
-  const Tensor norm = optim::gradient_norm_tensor(prepared_.trained);
+  const Tensor norm = reduced_norm(*reducer_, prepared_.trained);
   result.lr = learning_rate(schedule_options(run_), step, run_.train().steps());
   optimizer_->step(result.lr, {1.0, norm, run_.optim().clip_norm()});
   fetch(step + 1);

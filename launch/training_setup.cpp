@@ -22,6 +22,12 @@ optim::OptimizerOptions optimizer_options(const config::RunConfig& run) {
   return to;
 }
 
+Tensor reduced_norm(const parallel::GradientReducer& reducer,
+                    const std::vector<optim::TrainedParameter>& trained) {
+  const std::vector<Tensor> flat = reducer.flat();
+  return flat.empty() ? optim::gradient_norm_tensor(trained) : optim::norm_of(flat);
+}
+
 std::int64_t bucket_bytes(const config::RunConfig& run) {
   return static_cast<std::int64_t>(run.parallel().bucket_mb() * 1024 * 1024);
 }

@@ -8,6 +8,7 @@
 #include "launch/batch_source.h"
 #include "optim/optimizer.h"
 #include "optim/schedule.h"
+#include "parallel/data_parallel.h"
 
 namespace ridge {
 class Tokenizer;
@@ -20,6 +21,9 @@ DType training_dtype(const config::RunConfig& run);
 optim::OptimizerOptions optimizer_options(const config::RunConfig& run);
 ScheduleOptions schedule_options(const config::RunConfig& run);
 
+/// The 2-norm of the gradients that `reducer` holds, f64 [1]: over its buckets where they lie on a GPU.
+Tensor reduced_norm(const parallel::GradientReducer& reducer,
+                    const std::vector<optim::TrainedParameter>& trained);
 /// Bytes of a bucket of gradients.
 std::int64_t bucket_bytes(const config::RunConfig& run);
 

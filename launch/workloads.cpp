@@ -9,6 +9,7 @@
 #include "core/base/random.h"
 #include "core/models/weights.h"
 #include "inference/sampling.h"
+#include "launch/training_setup.h"
 #include "lora/adapter.h"
 
 namespace ridge {
@@ -78,7 +79,7 @@ void TrainingWorkload::step() {
     autograd::backward(model_.loss(ids_, targets_, 1.0 / static_cast<double>(tokens())));
   }
   reducer_->finish();
-  optimizer_->step(1e-4, {1.0, optim::gradient_norm_tensor(trained_), 1.0});
+  optimizer_->step(1e-4, {1.0, reduced_norm(*reducer_, trained_), 1.0});
   optim::clear_gradients(trained_);
 }
 

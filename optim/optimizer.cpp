@@ -159,19 +159,26 @@ std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
   fail_user("optim.name '{}' is unknown: use adamw or sgd", options.name);
 }
 
-Tensor gradient_norm_tensor(const std::vector<TrainedParameter>& parameters) {
-  check(!parameters.empty(), "a norm over parameters");
-  const Device device = parameters.front().value.device();
+Tensor norm_of(const std::vector<Tensor>& tensors) {
+  check(!tensors.empty(), "a norm over tensors");
+  const Device device = tensors.front().device();
   const Tensor sum = Tensor::zeros({1}, DType::f64, device);
-  for (const TrainedParameter& p : parameters) {
-    const Tensor grad = autograd::grad_of(p.value);
-    if (!grad.defined()) continue;
-    visit_compute(grad.dtype(), [&]<class T>(std::type_identity<T>) {
-      kernels::add_sum_of_squares<T>(current_stream(device), grad.view<T>(), sum.view<double>());
+  for (const Tensor& t : tensors) {
+    visit_compute(t.dtype(), [&]<class T>(std::type_identity<T>) {
+      kernels::add_sum_of_squares<T>(current_stream(device), t.view<T>(), sum.view<double>());
     });
   }
   kernels::sqrt<double>(current_stream(device), sum.view<double>(), sum.view<double>());
   return sum;
+}
+
+Tensor gradient_norm_tensor(const std::vector<TrainedParameter>& parameters) {
+  check(!parameters.empty(), "a norm over parameters");
+  std::vector<Tensor> grads;
+  for (const TrainedParameter& p : parameters) {
+    if (const Tensor grad = autograd::grad_of(p.value); grad.defined()) grads.push_back(grad);
+  }
+  return grads.empty() ? Tensor::zeros({1}, DType::f64, parameters.front().value.device()) : norm_of(grads);
 }
 
 double gradient_norm(const std::vector<TrainedParameter>& parameters) {

@@ -59,6 +59,8 @@ class Optimizer {
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerOptions& options,
                                           std::vector<TrainedParameter> parameters);
 
+/// The 2-norm over all elements of `tensors`, of one device: f64 [1] there.
+Tensor norm_of(const std::vector<Tensor>& tensors);
 /// The 2-norm over all gradients, summed in f64 in the order of parameters: f64 [1] on their device.
 Tensor gradient_norm_tensor(const std::vector<TrainedParameter>& parameters);
 /// Its value; waits for a GPU.

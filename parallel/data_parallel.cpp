@@ -108,6 +108,14 @@ void GradientReducer::add_bucket(const std::vector<Tensor>& parameters) {
 
 std::int64_t GradientReducer::buckets() const { return static_cast<std::int64_t>(buckets_.size()); }
 
+std::vector<Tensor> GradientReducer::flat() const {
+  std::vector<Tensor> all;
+  for (const auto& bucket : buckets_) {
+    if (planned_device(bucket->memory.device()) == Device::cuda) all.push_back(bucket->memory);
+  }
+  return all;
+}
+
 void GradientReducer::begin(bool reduce) {
   reduce_ = reduce;
   next_ = 0;
@@ -132,7 +140,14 @@ void GradientReducer::send_ready() {
 
 void GradientReducer::finish() {
   reduce_ = false;
-  if (communicator_.size() == 1) return;
+  if (communicator_.size() == 1) {  // nothing came for it: no gradient, and nothing in flat()
+    for (auto& bucket : buckets_) {
+      for (const autograd::Leaf* leaf : bucket->leaves) {
+        if (!leaf->grad.defined()) zero(leaf->buffer);
+      }
+    }
+    return;
+  }
   for (auto& bucket : buckets_) {
     for (autograd::Leaf* leaf : bucket->leaves) {
       if (!leaf->grad.defined()) give_zero(*leaf);

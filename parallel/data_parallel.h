@@ -33,6 +33,9 @@ class GradientReducer {
   /// queued from now on. Parameters without a gradient count zero, where there is more than one rank.
   void finish();
   std::int64_t buckets() const;
+  /// On a GPU (or meta that stands for one): all gradients as a few flat tensors, whole after finish(); else
+  /// empty.
+  std::vector<Tensor> flat() const;
 
  private:
   struct Bucket;

@@ -1,13 +1,17 @@
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 
 #include "core/base/cuda.h"
 #include "core/base/memory.h"
 #include "core/base/threads.h"
+#include "core/io/file.h"
 #include "kernels/blas.h"
+#include "kernels/matmul_tuning.h"
 #include "launch/ceilings.h"
 #include "launch/commands/bench_kernels.h"
 #include "launch/context.h"
+#include "launch/environment.h"
 #include "launch/parallelize.h"
 #include "launch/workloads.h"
 #include "parallel/nccl_communicator.h"
@@ -20,6 +24,7 @@ struct Options {
   std::string dtype;
   std::string recompute = "none", moments = "f32";
   std::int64_t batch = 4, sequence_length = 512, prompt = 32, steps = 10, accumulate = 1, lora_rank = 0;
+  bool tune = false;
 
   TrainingOptions training() const {
     return {batch, sequence_length, accumulate, parse_recompute(recompute), parse_dtype(moments), lora_rank};
@@ -80,6 +85,19 @@ Prediction predict(const Options& options, Device device, const Ceilings& roof) 
   return {memory_stats(Device::meta).peak_reserved, stream.virtual_seconds};
 }
 
+// One step that tries algorithms of every product, and the file that later runs read.
+void tune(const Context& context, Device device, TrainingWorkload& work) {
+  const std::string file = matmul_choices_file();
+  require(device == Device::cuda && context.ranks().size() == 1, "--tune: on one GPU, with one rank");
+  require(!file.empty(), "--tune: neither XDG_CACHE_HOME nor HOME says where to keep the choices");
+  kernels::set_matmul_tuning(true);
+  work.step();
+  kernels::set_matmul_tuning(false);
+  std::filesystem::create_directories(std::filesystem::path(file).parent_path());
+  write_file_atomically(file, kernels::matmul_choices());
+  context.note("choices of matrix products: " + file);
+}
+
 void train(const Options& options, Context& context) {
   require(options.steps >= 1, "--steps is {}: give at least 1", options.steps);
   const Device device = context.use_device();
@@ -91,6 +109,7 @@ void train(const Options& options, Context& context) {
   const auto model = workload_model(options.model, parse_dtype(options.dtype), true, device);
   const std::int64_t free_before = device == Device::cuda ? cuda::device_memory().total : 0;
   TrainingWorkload work(*model, options.training(), ranks);
+  if (options.tune) tune(context, device, work);
   const double seconds = median(step_seconds(device, options.steps, [&] { work.step(); }));
   const double flops =
       model->config().train_flops_per_token(options.sequence_length) * static_cast<double>(work.tokens());
@@ -172,6 +191,8 @@ void add_bench(const Command& app, Context& context) {
   steps.option("--accumulate", training->accumulate, "Micro-batches of a step");
   steps.option("--recompute", training->recompute, "none, selective or blocks");
   steps.option("--moments", training->moments, "f32 or bf16");
+  steps.flag("--tune", training->tune,
+             "First measure the algorithms of every product and keep the fastest, for later runs too");
   steps.option("--lora-rank", training->lora_rank,
                "Train adapters of this rank on all linear layers; 0: all weights");
   steps.run([training, &context] { train(*training, context); });
