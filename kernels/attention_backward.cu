@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kTileThreads)
 template <class T>
 void launch_backward(const Stream& stream, const BackwardParams<T>& params) {
   const std::int64_t rows = params.batch * params.heads * params.mask.queries;
-  if (rows > 0) find_delta<<<device::grid_for(rows, 4), 128, 0, device::native(stream)>>>(params, rows);
+  if (rows > 0) find_delta<T><<<device::grid_for(rows, 4), 128, 0, device::native(stream)>>>(params, rows);
   visit_head_dim(params.head_dim, [&](auto dim) {
     constexpr int kDim = decltype(dim)::value;
     using S = Tile<T, kDim>;

@@ -268,6 +268,8 @@ bool aligned(const Call& call) {
 
 }  // namespace
 
+bool fused_available() { return true; }
+
 bool fused_attention(Stream& stream, const Problem& problem, const View<const bf16>& q,
                      const View<const bf16>& k, const View<const bf16>& v, const View<bf16>& o,
                      const View<float>& lse) {

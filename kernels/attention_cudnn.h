@@ -11,6 +11,9 @@
 
 namespace ridge::kernels::cuda {
 
+/// Whether this build has it.
+bool fused_available();
+
 /// Queues the forward pass. False, with nothing queued, where cuDNN has no kernel for it; that is remembered.
 bool fused_attention(Stream& stream, const attention_detail::Problem& problem, const View<const bf16>& q_BTHD,
                      const View<const bf16>& k_BSGD, const View<const bf16>& v_BSGD, const View<bf16>& o_BTHD,

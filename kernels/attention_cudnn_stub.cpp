@@ -3,6 +3,8 @@
 
 namespace ridge::kernels::cuda {
 
+bool fused_available() { return false; }
+
 bool fused_attention(Stream&, const attention_detail::Problem&, const View<const bf16>&,
                      const View<const bf16>&, const View<const bf16>&, const View<bf16>&,
                      const View<float>&) {

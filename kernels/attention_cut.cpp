@@ -10,10 +10,13 @@ constexpr std::int64_t kTileBlocks = 264;
 constexpr std::int64_t kLeastDecodeKeys = 128;  // keys a part
 constexpr std::int64_t kLeastTileKeys = 512;
 
-constexpr std::int64_t kLeastFusedQueries = 64;  // below, building a plan costs more than it saves
+// A plan takes half a second to build. Training asks for the same length again and again, and so do round
+// lengths; a prompt's length comes once, and pays for a plan only when it is long.
+constexpr std::int64_t kLeastFusedQueries = 64;
+constexpr std::int64_t kLeastRoundQueries = 256;
+constexpr std::int64_t kLongQueries = 4096;
 constexpr std::int64_t kMostFusedBytes = std::int64_t{1} << 30;       // workspace that is cut for
 constexpr std::int64_t kMostFusedHeadBytes = std::int64_t{16} << 30;  // workspace of one key-value head
-constexpr std::int64_t kFusedSpare = std::int64_t{1} << 20;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -24,12 +27,12 @@ std::int64_t decode_rows(std::int64_t rows) {
   return rows == 1 ? 1 : rows <= 4 ? 4 : 8;
 }
 
-// What cuDNN takes for `heads` query heads: the score gradients in bf16 (with tiles of 64 x 128), the
-// gradients of every query head's keys and values where heads share them, and o . do of each query.
+// What cuDNN 9 takes for `heads` query heads: the score gradients in bf16, in tiles of 64 x 128; where heads
+// share keys, the gradients of every head's keys and values; o . do of each query.
 std::int64_t fused_bytes(const Problem& problem, std::int64_t heads) {
-  const std::int64_t length = ceil_div(problem.keys, 128) * 128;
-  const std::int64_t shared = problem.heads > problem.groups ? 8 * length * problem.head_dim : 0;
-  return heads * (2 * length * length + shared + 8 * length) + kFusedSpare;
+  const std::int64_t scores = ceil_div(problem.queries, 64) * 64 * (ceil_div(problem.keys, 128) * 128);
+  const std::int64_t shared = problem.heads > problem.groups ? 4 * problem.keys * problem.head_dim : 0;
+  return heads * (2 * scores + shared + 4 * problem.queries) + 256;
 }
 
 // The largest divisor of `count` whose workspace is within the bound; at least 1.
@@ -85,6 +88,11 @@ bool fused_fits(const Problem& problem, std::initializer_list<View<const T>> ope
   const bool square = problem.queries == problem.keys && problem.options.q_offset == 0;
   if (!head_dim || !square || problem.queries < kLeastFusedQueries || problem.batch == 0) return false;
   return std::all_of(operands.begin(), operands.end(), aligned_strides<T>);
+}
+
+bool comes_again(const Problem& problem) {
+  const std::int64_t queries = problem.queries;
+  return queries >= kLongQueries || (queries >= kLeastRoundQueries && queries % 64 == 0);
 }
 
 FusedCut fused_backward_cut(const Problem& problem) {

@@ -139,7 +139,8 @@ void attention(Stream& stream, View<const T> q, View<const T> k, View<const T> v
   const auto problem = attention_detail::problem_of<T>(q, k, v, options);
   check(o.shape == q.shape && o.rows_dense(), "attention: o is [B, T, H, D] with a dense last dim");
   check(lse.ndim() == 0 || lse.shape == Shape({q.dim(0), q.dim(2), q.dim(1)}), "attention: lse is [B, H, T]");
-  const bool fused = attention_detail::fused_fits<T>(problem, {q, k, v, o}) && lse.contiguous();
+  const bool pays = lse.ndim() != 0 ? lse.contiguous() : attention_detail::comes_again(problem);
+  const bool fused = pays && attention_detail::fused_fits<T>(problem, {q, k, v, o});
   const attention_detail::DeviceScratch scratch(stream, attention_detail::forward_scratch<T>(problem, fused));
   const auto on_cpu = [&] {
     if (problem.batch * problem.groups * problem.rows() == 0) return;

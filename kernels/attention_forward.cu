@@ -194,7 +194,7 @@ void attention(Stream& stream, const attention_detail::Problem& problem, View<co
     launch_forward_tiles(stream, params);
   }
   if (params.parts > 1)
-    join_parts<<<device::grid_for(rows, 4), 128, 0, device::native(stream)>>>(params, rows);
+    join_parts<T><<<device::grid_for(rows, 4), 128, 0, device::native(stream)>>>(params, rows);
 }
 
 template void attention(Stream&, const attention_detail::Problem&, View<const float>, View<const float>,

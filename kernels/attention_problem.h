@@ -85,6 +85,8 @@ struct FusedCut {
 /// Whether cuDNN may take the problem with these operands; it may still refuse. bf16 alone.
 template <class T>
 bool fused_fits(const Problem& problem, std::initializer_list<View<const T>> operands);
+/// Whether a length is worth a plan where no training tells that it is.
+bool comes_again(const Problem& problem);
 /// `batch` is 0 where even one key-value head needs too much.
 FusedCut fused_backward_cut(const Problem& problem);
 

@@ -9,6 +9,7 @@
 #include "core/base/dtype.h"
 #include "core/base/view.h"
 #include "kernels/attention.h"
+#include "tests/test_device.h"
 
 namespace ridge::kernels::reference {
 
@@ -16,7 +17,7 @@ namespace ridge::kernels::reference {
 template <class T>
 struct Array {
   std::int64_t B, T_, H, D, skip;
-  std::vector<T> data;
+  test::Memory<T> data;
 
   Array(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t d, std::int64_t skip_elements = 0)
       : B(b), T_(t), H(h), D(d), skip(skip_elements), data(static_cast<std::size_t>(b * t * row() + 1)) {}

@@ -5,7 +5,9 @@
 #include <cstring>
 #include <string>
 
+#include "core/base/memory.h"
 #include "core/base/threads.h"
+#include "kernels/attention_cudnn.h"
 #include "tests/kernels/attention_reference.h"
 
 namespace ridge::kernels {
@@ -13,11 +15,16 @@ namespace {
 
 using reference::Array;
 using reference::error_of;
+using test::Memory;
+using test::on_gpu;
+using test::test_stream;
+using test::wait_for_device;
 
 struct Case {
   const char* what;
   std::int64_t B, T, S, H, G, D;
   AttentionOptions options = {};
+  bool aligned = false;  // rows begin at multiples of 16 bytes
 };
 
 AttentionOptions mask(bool causal, std::int64_t window = 0, std::int64_t q_offset = -1) {
@@ -28,16 +35,16 @@ template <class T>
 struct Example {
   Case c;
   Array<T> q, k, v, grad, o, dq, dk, dv;
-  std::vector<acc_t<T>> lse;
+  Memory<acc_t<T>> lse;
 
   // Inputs lie inside wider rows, as the slices of a fused projection do.
   explicit Example(const Case& with, unsigned seed = 1)
       : c(with),
-        q(c.B, c.T, c.H, c.D, 5),
-        k(c.B, c.S, c.G, c.D, 3),
-        v(c.B, c.S, c.G, c.D, 7),
-        grad(c.B, c.T, c.H, c.D, 2),
-        o(c.B, c.T, c.H, c.D, 1),
+        q(c.B, c.T, c.H, c.D, c.aligned ? 8 : 5),
+        k(c.B, c.S, c.G, c.D, c.aligned ? 16 : 3),
+        v(c.B, c.S, c.G, c.D, c.aligned ? 24 : 7),
+        grad(c.B, c.T, c.H, c.D, c.aligned ? 8 : 2),
+        o(c.B, c.T, c.H, c.D, c.aligned ? 16 : 1),
         dq(c.B, c.T, c.H, c.D, 4),
         dk(c.B, c.S, c.G, c.D, 6),
         dv(c.B, c.S, c.G, c.D, 9),
@@ -51,14 +58,14 @@ struct Example {
   }
   View<acc_t<T>> lse_view() { return {lse.data(), {c.B, c.H, c.T}}; }
   void forward(bool with_lse = true) {
-    Stream stream(Device::cpu, "test");
-    attention<T>(stream, q.view(), k.view(), v.view(), o.view(), with_lse ? lse_view() : View<acc_t<T>>(),
-                 c.options);
+    attention<T>(test_stream(), q.view(), k.view(), v.view(), o.view(),
+                 with_lse ? lse_view() : View<acc_t<T>>(), c.options);
+    wait_for_device();
   }
   void backward() {
-    Stream stream(Device::cpu, "test");
-    attention_backward<T>(stream, grad.view(), q.view(), k.view(), v.view(), o.view(), lse_view(), dq.view(),
-                          dk.view(), dv.view(), c.options);
+    attention_backward<T>(test_stream(), grad.view(), q.view(), k.view(), v.view(), o.view(), lse_view(),
+                          dq.view(), dk.view(), dv.view(), c.options);
+    wait_for_device();
   }
 };
 
@@ -149,6 +156,34 @@ TYPED_TEST(Attention, LongContext) {
   expect_matches<TypeParam>({"a few queries, keys cut", 1, 5, 1500, 6, 2, 40, mask(true)});
 }
 
+TYPED_TEST(Attention, HeadDims) {
+  for (const std::int64_t D : {2, 65, 96, 127, 200, 256}) {
+    const std::string what = "D of " + std::to_string(D);
+    expect_matches<TypeParam>({what.c_str(), 1, 70, 70, 2, 1, D, mask(true)});
+    expect_matches<TypeParam>({what.c_str(), 1, 3, 300, 2, 1, D, mask(true, 100)});
+  }
+}
+
+TYPED_TEST(Attention, AlignedRows) {
+  for (const std::int64_t D : {48, 80, 136, 256}) {
+    const std::string what = "aligned, D of " + std::to_string(D);
+    expect_matches<TypeParam>({what.c_str(), 2, 65, 130, 4, 2, D, mask(true, 0, 30), true});
+    expect_matches<TypeParam>({what.c_str(), 1, 200, 201, 2, 2, D, mask(false), true});
+    for (const std::int64_t heads : {1, 3, 7, 20}) {
+      expect_matches<TypeParam>({what.c_str(), 2, 1, 500, heads, 1, D, mask(true), true});
+    }
+  }
+}
+
+TYPED_TEST(Attention, PartsOfTheKeys) {
+  for (const std::int64_t queries : {2, 16, 17, 70}) {
+    const std::string what = std::to_string(queries) + " queries of many keys";
+    expect_matches<TypeParam>({what.c_str(), 1, queries, 1700, 4, 2, 40, mask(true), true});
+    expect_matches<TypeParam>({what.c_str(), 1, queries, 1700, 2, 2, 24, mask(true, 900)});
+  }
+  expect_matches<TypeParam>({"parts that some rows do not see", 1, 16, 800, 2, 1, 16, mask(true, 0, 3)});
+}
+
 TYPED_TEST(Attention, SameBitsForAnyThreadCount) {
   const int before = thread_count();
   for (const Case& c :
@@ -194,8 +229,7 @@ TYPED_TEST(Attention, HeadsBeforeTokens) {
   Example<TypeParam> run({"dense", 2, 37, 37, 4, 2, 16, mask(true)});
   Array<TypeParam> turned(2, 4, 37, 16);  // [B, H, T, D]
   const View<TypeParam> out(turned.data.data(), {2, 37, 4, 16}, {4 * 37 * 16, 16, 37 * 16, 1});
-  Stream stream(Device::cpu, "test");
-  attention<TypeParam>(stream, run.q.view(), run.k.view(), run.v.view(), out, {}, run.c.options);
+  attention<TypeParam>(test_stream(), run.q.view(), run.k.view(), run.v.view(), out, {}, run.c.options);
   run.forward(false);
   for (std::int64_t h = 0; h < 4; ++h) {
     EXPECT_EQ(std::memcmp(&out(1, 30, h, 0), &run.o.view()(1, 30, h, 0), 16 * sizeof(TypeParam)), 0);
@@ -207,7 +241,7 @@ TYPED_TEST(Attention, KeysStoredHeadByHead) {
     Example<TypeParam> run({"cache", 2, queries, 300, 6, 3, 48, mask(true)});
     run.forward();
     const auto turn = [](Array<TypeParam>& x) {  // [B, S, G, D] values in [B, G, S, D] memory
-      std::vector<TypeParam> memory(static_cast<std::size_t>(x.B * x.T_ * x.H * x.D));
+      Memory<TypeParam> memory(static_cast<std::size_t>(x.B * x.T_ * x.H * x.D));
       const View<TypeParam> view(memory.data(), {x.B, x.T_, x.H, x.D},
                                  {x.H * x.T_ * x.D, x.D, x.T_ * x.D, 1});
       for (std::int64_t i = 0; i < view.numel(); ++i) {
@@ -218,8 +252,8 @@ TYPED_TEST(Attention, KeysStoredHeadByHead) {
     };
     const auto expected = run.o;
     const auto k = turn(run.k), v = turn(run.v);
-    Stream stream(Device::cpu, "test");
-    attention<TypeParam>(stream, run.q.view(), k.second, v.second, run.o.view(), {}, run.c.options);
+    attention<TypeParam>(test_stream(), run.q.view(), k.second, v.second, run.o.view(), {}, run.c.options);
+    wait_for_device();
     for (std::size_t i = 0; i < expected.data.size(); ++i) {
       const auto a = static_cast<acc_t<TypeParam>>(run.o.data[i]),
                  b = static_cast<acc_t<TypeParam>>(expected.data[i]);
