@@ -198,10 +198,10 @@ void launch_backward(const Stream& stream, const BackwardParams<T>& params) {
     constexpr int kBytes = Tiles<S, acc_t<T>>::kBytes;
     const std::int64_t query_blocks = device::ceil_div(params.mask.queries, S::kRows);
     const std::int64_t key_blocks = device::ceil_div(params.mask.keys, S::kRows);
-    launch_tiles(query_gradients<T, kDim>, params.batch * params.heads * query_blocks, kBytes, stream, params,
-                 query_blocks);
-    launch_tiles(key_gradients<T, kDim>, params.batch * params.groups * key_blocks, kBytes, stream, params,
-                 key_blocks);
+    launch_tiles(query_gradients<T, kDim>, params.batch * params.heads * query_blocks, kTileThreads, kBytes,
+                 stream, params, query_blocks);
+    launch_tiles(key_gradients<T, kDim>, params.batch * params.groups * key_blocks, kTileThreads, kBytes,
+                 stream, params, key_blocks);
   });
 }
 

@@ -1,4 +1,5 @@
-// Forward on a GPU: cuDNN where it will, else tiles in shared memory, or dot products for a few queries.
+// Forward on a GPU: cuDNN where it will, else dot products for a few queries, tensor cores for bf16, or tiles
+// in shared memory, which take everything.
 #include "kernels/attention_cudnn.h"
 #include "kernels/attention_forward.cuh"
 #include "kernels/attention_tile.cuh"
@@ -41,26 +42,13 @@ __global__ void __launch_bounds__(kTileThreads, (sizeof(acc_t<T>) == 8 ? 1 : 2))
   A* q = reinterpret_cast<A*>(memory);  // [kRows, D]
   A* kv = q + S::kSize;                 // [kRows, D]: keys, then their values
   A* weights = kv + S::kSize;           // [kRows, kRows]
-  std::int64_t unit = blockIdx.x;
-  const auto part = static_cast<int>(unit % p.parts);
-  unit /= p.parts;
-  const std::int64_t first =
-      (p.blocks - 1 - unit % p.blocks) * S::kRows;  // the long rows of a causal mask first
-  unit /= p.blocks;
-  const std::int64_t h = unit % p.heads, b = unit / p.heads, g = h / p.share;
-  const int count = static_cast<int>(min(p.mask.queries - first, std::int64_t{S::kRows}));
-
-  const Seen range = p.part(part);
-  const auto clipped = [&](std::int64_t t) {
-    const Seen seen = p.mask.of(t);
-    return Seen{max(seen.begin, range.begin), min(seen.end, range.end)};
-  };
-  const std::int64_t begin = clipped(first).begin, end = clipped(first + count - 1).end;
+  const auto [first, count, b, h, g, part] = p.tile_unit(blockIdx.x, S::kRows);
+  const std::int64_t begin = p.clipped(first, part).begin, end = p.clipped(first + count - 1, part).end;
   Seen seen[S::R];
   A maximum[S::R], sum[S::R], sums[S::R][S::kChunks * S::V];
 #pragma unroll
   for (int i = 0; i < S::R; ++i) {
-    seen[i] = clipped(first + S::y() * S::R + i);
+    seen[i] = p.clipped(first + S::y() * S::R + i, part);
     maximum[i] = nothing<A>();
     sum[i] = A(0);
 #pragma unroll
@@ -144,11 +132,14 @@ __global__ void __launch_bounds__(128) join_parts(const ForwardParams<T> p, std:
 
 template <class T>
 void launch_forward_tiles(const Stream& stream, const ForwardParams<T>& params) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (params.q.vectors && params.k.vectors && params.v.vectors) return launch_forward_mma(stream, params);
+  }
   visit_head_dim(params.head_dim, [&](auto dim) {
     using S = Tile<T, decltype(dim)::value>;
     const int shared = (2 * S::kSize + S::kWeights) * static_cast<int>(sizeof(acc_t<T>));
     const std::int64_t blocks = params.batch * params.heads * params.blocks * params.parts;
-    launch_tiles(forward_tiles<T, decltype(dim)::value>, blocks, shared, stream, params);
+    launch_tiles(forward_tiles<T, decltype(dim)::value>, blocks, kTileThreads, shared, stream, params);
   });
 }
 

@@ -10,6 +10,14 @@ __device__ __forceinline__ A inverse(A sum) {
   return sum == A(0) ? A(0) : A(1) / sum;
 }
 
+/// Queries of one head and a part of the keys.
+struct TileUnit {
+  std::int64_t first;  // query
+  int count;
+  std::int64_t b, h, g;
+  int part;
+};
+
 template <class T>
 struct ForwardParams {
   using A = acc_t<T>;
@@ -29,6 +37,18 @@ struct ForwardParams {
     const std::int64_t begin = first_key + i * part_keys;
     return {static_cast<int>(min(begin, last_key)), static_cast<int>(min(begin + part_keys, last_key))};
   }
+  __device__ Seen clipped(std::int64_t t, int i) const {
+    const Seen seen = mask.of(t), range = part(i);
+    return {max(seen.begin, range.begin), min(seen.end, range.end)};
+  }
+  /// Parts of the same tile are neighbours, and the long rows of a causal mask come first.
+  __device__ TileUnit tile_unit(std::int64_t unit, int rows) const {
+    const auto at_part = static_cast<int>(unit % parts);
+    unit /= parts;
+    const std::int64_t first = (blocks - 1 - unit % blocks) * rows, head = unit / blocks, h = head % heads;
+    const auto count = static_cast<int>(min(mask.queries - first, std::int64_t{rows}));
+    return {first, count, head / heads, h, h / share, at_part};
+  }
   __device__ A* partial_row(std::int64_t b, std::int64_t h, std::int64_t t, int i) const {
     return partial + (((b * heads + h) * mask.queries + t) * parts + i) * (head_dim + 2);
   }
@@ -36,6 +56,9 @@ struct ForwardParams {
     if (lse.data != nullptr) *lse.at(b, h, t) = (maximum + logarithm2(sum)) * A(kLn2);
   }
 };
+
+/// On tensor cores; q, k and v with rows of 16-byte vectors (attention_mma.cu).
+void launch_forward_mma(const Stream& stream, ForwardParams<bf16> params);
 
 /// At most a few queries a head, `rows` of them a block (attention_decode.cu).
 template <class T>

@@ -274,14 +274,14 @@ void visit_head_dim(std::int64_t head_dim, F&& f) {
             attention_detail::kDeviceHeadDims);
 }
 
-/// A kernel of kTileThreads threads and more shared memory than comes by itself; nothing for no blocks.
+/// A kernel with more shared memory than comes by itself; nothing for no blocks.
 template <class... Params>
-void launch_tiles(void (*kernel)(Params...), std::int64_t blocks, int shared_bytes, const Stream& stream,
-                  const std::type_identity_t<Params>&... params) {
+void launch_tiles(void (*kernel)(Params...), std::int64_t blocks, int threads, int shared_bytes,
+                  const Stream& stream, const std::type_identity_t<Params>&... params) {
   if (blocks == 0) return;
   check(blocks < (std::int64_t{1} << 31), "attention: fewer than 2^31 blocks");
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  kernel<<<static_cast<unsigned>(blocks), kTileThreads, static_cast<std::size_t>(shared_bytes),
+  kernel<<<static_cast<unsigned>(blocks), threads, static_cast<std::size_t>(shared_bytes),
            device::native(stream)>>>(params...);
 }
 
