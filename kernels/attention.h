@@ -21,6 +21,7 @@ struct AttentionOptions {
   std::int64_t window = 0;     // key j is visible from i where i - window < j <= i; 0: no limit; needs causal
   bool causal = true;          // key j is visible from i where j <= i
   std::int64_t q_offset = -1;  // -1: S - T, so that the last query sees the last key
+  bool deterministic = true;  // backward on a GPU: the same bits every time; false: faster for long sequences
 };
 
 /// (query, key) pairs that are visible in one head.

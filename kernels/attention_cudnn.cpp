@@ -24,7 +24,6 @@ using attention_detail::Problem;
 using attention_detail::Workspace;
 using ridge::cuda::Event;
 
-constexpr bool kDeterministic = true;  // cuDNN's other backward adds dq up with float atomics
 constexpr std::size_t kMostPlans = 512;
 
 enum class Id : std::int64_t { q = 1, k, v, o, grad, dq, dk, dv, lse };
@@ -73,6 +72,7 @@ struct Call {
                                   problem.groups,
                                   problem.head_dim,
                                   options.causal,
+                                  options.deterministic,
                                   windowed() ? options.window : 0,
                                   std::bit_cast<std::int64_t>(options.scale)};
     for (const Operand& x : operands) all.insert(all.end(), {x.batch, x.token, x.head});
@@ -132,7 +132,7 @@ void add_forward(fe::graph::Graph& graph, const Call& call) {
 
 void add_backward(fe::graph::Graph& graph, const Call& call) {
   auto options = options_of<fe::graph::SDPA_backward_attributes>(call, "attention_backward");
-  options.set_deterministic_algorithm(kDeterministic);
+  options.set_deterministic_algorithm(call.problem.options.deterministic);
   fe::graph::Tensor_attributes lse;
   describe_lse(lse, call.problem);
   const auto [dq, dk, dv] = graph.sdpa_backward(input(graph, call, Id::q), input(graph, call, Id::k),
