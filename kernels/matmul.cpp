@@ -230,9 +230,11 @@ void matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C> c_MN
     fail("matmul: {} times {} into {}", to_string(a_MK.shape), to_string(b_KN.shape), to_string(c_MN.shape));
   }
   const Work work = matmul_work<T, C>(a_MK, b_KN, beta != 0);
-  const auto on_cuda = [&] { cuda::matmul<T, C>(stream, a_MK, b_KN, c_MN, alpha, beta); };
   prepare_blas();
-  if (stream.device() == Device::cuda) {
+  if (planned_device(stream.device()) == Device::cuda) {
+    const PurposeScope purpose(Purpose::workspace);
+    const Storage workspace(stream.device(), cuda::kMatmulWorkspace);
+    const auto on_cuda = [&] { cuda::matmul<T, C>(stream, a_MK, b_KN, c_MN, alpha, beta, workspace.data()); };
     launch(
         stream, "matmul", work, [] {}, on_cuda);
   } else if constexpr (std::is_same_v<T, bf16>) {

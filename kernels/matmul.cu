@@ -2,7 +2,6 @@
 
 #include <type_traits>
 
-#include "core/base/memory.h"
 #include "kernels/device/gemm.h"
 #include "kernels/device/launch.cuh"
 #include "kernels/device/vec.cuh"
@@ -56,7 +55,7 @@ __global__ void scale_matrix(C* c, std::int64_t cols, std::int64_t stride0, std:
 // Row-major c = a b is column-major c' = b' a'.
 template <class T, class C>
 void cuda::matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C> c_MN, double alpha,
-                  double beta) {
+                  double beta, void* workspace) {
   if (c_MN.numel() == 0) return;
   if (a_MK.dim(1) == 0) {
     scale_matrix<C>
@@ -66,10 +65,9 @@ void cuda::matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C
   }
   if (!dense_rows(c_MN)) {
     if (c_MN.strides[0] != 1) fail_sparse(c_MN);
-    return cuda::matmul<T, C>(stream, transpose(b_KN), transpose(a_MK), transpose(c_MN), alpha, beta);
+    return cuda::matmul<T, C>(stream, transpose(b_KN), transpose(a_MK), transpose(c_MN), alpha, beta,
+                              workspace);
   }
-  const PurposeScope purpose(Purpose::workspace);
-  const Storage workspace(Device::cuda, kMatmulWorkspace);
   constexpr bool kWide = std::is_same_v<T, double>;
   const Gemm gemm{c_MN.dim(1),
                   c_MN.dim(0),
@@ -84,16 +82,16 @@ void cuda::matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C
                   kWide ? CUDA_R_64F : CUDA_R_32F,
                   alpha,
                   beta};
-  device::run_gemm(stream, gemm, workspace.data(), kMatmulWorkspace);
+  device::run_gemm(stream, gemm, workspace, kMatmulWorkspace);
 }
 
 template void cuda::matmul<float, float>(Stream&, View<const float>, View<const float>, View<float>, double,
-                                         double);
+                                         double, void*);
 template void cuda::matmul<double, double>(Stream&, View<const double>, View<const double>, View<double>,
-                                           double, double);
+                                           double, double, void*);
 template void cuda::matmul<bf16, bf16>(Stream&, View<const bf16>, View<const bf16>, View<bf16>, double,
-                                       double);
+                                       double, void*);
 template void cuda::matmul<bf16, float>(Stream&, View<const bf16>, View<const bf16>, View<float>, double,
-                                        double);
+                                        double, void*);
 
 }  // namespace ridge::kernels

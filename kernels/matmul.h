@@ -26,11 +26,12 @@ void matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C> c_MN
 /// What `launch` runs on a GPU (matmul.cu): cuBLASLt with f32 sums (f64 for double), no tf32. The algorithm
 /// is the library's first choice for the shape, which is the same from run to run.
 namespace cuda {
-/// Bytes that a product may use beside its operands.
+/// Bytes that a product may use beside its operands: those at `workspace`.
 inline constexpr std::int64_t kMatmulWorkspace = std::int64_t{32} << 20;
 
 template <class T, class C>
-void matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C> c_MN, double alpha, double beta);
+void matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C> c_MN, double alpha, double beta,
+            void* workspace);
 }  // namespace cuda
 
 }  // namespace ridge::kernels

@@ -59,6 +59,7 @@ Prepared parallelize(models::Llama& model, const config::RunConfig& run) {
   Prepared prepared;
   add_adapters(model, run, prepared);
   model.set_recompute(parse_recompute(run.train().recompute()));
+  model.set_deterministic(run.train().deterministic());
   const bool decay_all = run.optim().decay() == "all";
   for (const nn::Parameter& p : model.parameters()) {
     if (prepared.adapter && !lora::is_adapter_parameter(p.name)) continue;

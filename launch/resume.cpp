@@ -25,6 +25,7 @@ config::RunConfig comparable(config::RunConfig run) {
   train.clear_log_every();
   train.clear_micro_batch();
   train.clear_recompute();
+  train.clear_deterministic();
   return run;
 }
 

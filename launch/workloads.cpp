@@ -50,6 +50,7 @@ TrainingWorkload::TrainingWorkload(models::Llama& model, const TrainingOptions& 
           "a batch of {} sequences of {} tokens, {} accumulated: all must be at least 1", options.batch,
           options.sequence_length, options.accumulate);
   model.set_recompute(options.recompute);
+  model.set_deterministic(options.deterministic);
   if (options.lora_rank > 0) {
     lora::LoraConfig adapter;
     adapter.rank = options.lora_rank;

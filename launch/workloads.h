@@ -22,6 +22,7 @@ struct TrainingOptions {
   std::int64_t accumulate = 1;  // micro-batches of a step
   models::Recompute recompute = models::Recompute::none;
   DType moments = DType::f32;
+  bool deterministic = true;
   std::int64_t lora_rank = 0;  // 0: all weights are trained; else adapters on all linear layers of the blocks
 };
 

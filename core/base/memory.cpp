@@ -18,11 +18,12 @@ namespace {
 constexpr std::int64_t kAlignment = 64;
 constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
 
-// Multiples of a sixteenth of the next power of two: less than an eighth more than was asked for.
+// Multiples of a sixteenth of the next power of two: less than an eighth more than was asked for. Blocks of
+// many huge pages are whole huge pages: less than a thirty-second more.
 std::int64_t block_size(std::int64_t bytes) {
   const std::int64_t least = std::max<std::int64_t>(bytes, kAlignment);
   const auto power = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(least)));
-  const std::int64_t step = std::max(kAlignment, power / 16);
+  const std::int64_t step = least >= 32 * kHugePage ? kHugePage : std::max(kAlignment, power / 16);
   return (least + step - 1) / step * step;
 }
 

@@ -73,12 +73,13 @@ struct Llama::Block {
   }
 
   Tensor attend(const ModelConfig& c, std::int64_t layer, const Tensor& x_BTC,
-                const nn::RotaryTable::Tables& rotary, nn::KvCache* cache) const {
+                const nn::RotaryTable::Tables& rotary, nn::KvCache* cache, bool deterministic) const {
     const std::int64_t T = x_BTC.dim(1), past = cache ? cache->length() : 0;
     const Tensor cos = rotary.cos.sliced(0, past, past + T), sin = rotary.sin.sliced(0, past, past + T);
     kernels::AttentionOptions options;
     options.scale = 1 / std::sqrt(static_cast<double>(c.head_dim));
     options.window = c.window(layer);
+    options.deterministic = deterministic;
     const Tensor qkv = nn::forward_group({q.get(), k.get(), v.get()}, x_BTC);
     const Tensor y = cache != nullptr
                          ? attend_cached(c, layer, qkv, cos, sin, options, *cache)
@@ -94,9 +95,9 @@ struct Llama::Block {
   }
 
   Residual forward(const ModelConfig& c, std::int64_t layer, Residual residual,
-                   const nn::RotaryTable::Tables& rotary, nn::KvCache* cache) const {
+                   const nn::RotaryTable::Tables& rotary, nn::KvCache* cache, bool deterministic) const {
     const Tensor a = normalise(residual, attention_norm, c.rms_norm_eps);
-    residual.delta = attend(c, layer, a, rotary, cache);
+    residual.delta = attend(c, layer, a, rotary, cache, deterministic);
     const Tensor m = normalise(residual, mlp_norm, c.rms_norm_eps);
     residual.delta = feed_forward(c, m);
     return residual;
@@ -135,7 +136,7 @@ Tensor Llama::hidden(const Tensor& ids_BT, nn::KvCache* cache) {
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
     const Block& block = *blocks_[static_cast<std::size_t>(layer)];
     const auto run = [this, &block, layer, tables, cache](Residual r) {
-      return block.forward(config_, layer, std::move(r), tables, cache);
+      return block.forward(config_, layer, std::move(r), tables, cache, deterministic_);
     };
     if (recompute_ == Recompute::blocks && cache == nullptr) {
       residual = {autograd::recompute([run](const std::vector<Tensor>& x) { return run({x[0]}).sum(); },

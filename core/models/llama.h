@@ -46,6 +46,8 @@ class Llama {
   void initialize(std::uint64_t seed);
   /// What the backward pass computes again in place of keeping it.
   void set_recompute(Recompute recompute) { recompute_ = recompute; }
+  /// Whether gradients are summed in a fixed order (the default): the same bits in every run.
+  void set_deterministic(bool deterministic) { deterministic_ = deterministic; }
 
   /// Says that every parameter has been given a tensor on `device`: how a model built on meta comes to life.
   void adopt(Device device);
@@ -62,6 +64,7 @@ class Llama {
   DType dtype_;
   Device device_;
   Recompute recompute_ = Recompute::none;
+  bool deterministic_ = true;
   Tensor embedding_;  // [V, C]
   std::vector<std::unique_ptr<Block>> blocks_;
   Tensor norm_;  // [C]

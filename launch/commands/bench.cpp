@@ -24,10 +24,11 @@ struct Options {
   std::string dtype;
   std::string recompute = "none", moments = "f32";
   std::int64_t batch = 4, sequence_length = 512, prompt = 32, steps = 10, accumulate = 1, lora_rank = 0;
-  bool tune = false;
+  bool tune = false, any_order = false;
 
   TrainingOptions training() const {
-    return {batch, sequence_length, accumulate, parse_recompute(recompute), parse_dtype(moments), lora_rank};
+    return {batch,      sequence_length, accumulate, parse_recompute(recompute), parse_dtype(moments),
+            !any_order, lora_rank};
   }
 };
 
@@ -182,7 +183,7 @@ void add_bench(const Command& app, Context& context) {
   auto each = std::make_shared<KernelBenchOptions>();
   const Command kernels = bench.add("kernels", "The kernels of a training step, one by one, in bf16");
   kernels.option("--rows", each->rows, "Tokens");
-  kernels.option("--runs", each->runs, "Launches of each kernel, after three to warm up");
+  kernels.option("--runs", each->runs, "Batches of ten launches of each kernel");
   kernels.run([each, &context] { bench_kernels(*each, context); });
   auto training = std::make_shared<Options>();
   const Command steps = add_workload(bench, *training, "train", "A training step, all weights, AdamW", "f32");
@@ -193,6 +194,8 @@ void add_bench(const Command& app, Context& context) {
   steps.option("--moments", training->moments, "f32 or bf16");
   steps.flag("--tune", training->tune,
              "First measure the algorithms of every product and keep the fastest, for later runs too");
+  steps.flag("--any-order", training->any_order,
+             "Attention's gradients summed in any order: faster, other bits each time");
   steps.option("--lora-rank", training->lora_rank,
                "Train adapters of this rank on all linear layers; 0: all weights");
   steps.run([training, &context] { train(*training, context); });

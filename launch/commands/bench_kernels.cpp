@@ -1,5 +1,6 @@
 // ridge bench kernels: the kernels of a training step beside the limits of the machine.
 #include <algorithm>
+#include <chrono>
 
 #include "core/base/cuda.h"
 #include "core/base/profiler.h"
@@ -39,19 +40,20 @@ class KernelBench {
     return t;
   }
 
-  // The median of `runs` launches after three to warm up; one launch a run.
+  // The median of `runs` batches of back-to-back launches after one to warm up; one launch tells the work.
   template <class F>
   void time(const std::string& name, F&& kernel) {
-    for (int warm = 0; warm < 3; ++warm) kernel();
     Profiler profiler;
     {
       const ProfilerScope scope(stream(), &profiler);
-      for (std::int64_t run = 0; run < runs_; ++run) kernel();
+      kernel();
     }
+    const LaunchRecord one = profiler.records().front();
     std::vector<double> seconds;
-    for (const LaunchRecord& r : profiler.records())
-      seconds.push_back(static_cast<double>(r.end_ns - r.begin_ns) * 1e-9);
-    const LaunchRecord& one = profiler.records().front();
+    for (std::int64_t run = -1; run < runs_; ++run) {
+      const double batch = batch_seconds(kernel);
+      if (run >= 0) seconds.push_back(batch / kBatch);
+    }
     rows_.push_back({name, median(seconds), one.bytes, one.flops});
   }
 
@@ -60,6 +62,23 @@ class KernelBench {
   const std::vector<Row>& rows() const { return rows_; }
 
  private:
+  static constexpr int kBatch = 10;
+
+  template <class F>
+  double batch_seconds(F&& kernel) const {
+    if (device_ == Device::cuda) {
+      cuda::Event begin(true), end(true);
+      begin.record(stream());
+      for (int i = 0; i < kBatch; ++i) kernel();
+      end.record(stream());
+      end.synchronize();
+      return end.nanoseconds_since(begin) * 1e-9;
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    for (int i = 0; i < kBatch; ++i) kernel();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+
   Device device_;
   std::int64_t runs_;
   std::uint64_t key_ = 1;
@@ -114,11 +133,14 @@ void bench_attention(KernelBench& bench, std::int64_t rows, std::int64_t head_di
     kernels::attention<bf16>(s, q.view<bf16>(), k.view<bf16>(), v.view<bf16>(), o.view<bf16>(),
                              lse.view<float>(), options);
   });
-  bench.time("attention_backward" + name, [&] {
-    kernels::attention_backward<bf16>(s, dy.view<bf16>(), q.view<bf16>(), k.view<bf16>(), v.view<bf16>(),
-                                      o.view<bf16>(), lse.view<float>(), dq.view<bf16>(), dk.view<bf16>(),
-                                      dv.view<bf16>(), options);
-  });
+  for (const bool deterministic : {true, false}) {
+    options.deterministic = deterministic;
+    bench.time((deterministic ? "attention_backward" : "attention_backward, any order") + name, [&] {
+      kernels::attention_backward<bf16>(s, dy.view<bf16>(), q.view<bf16>(), k.view<bf16>(), v.view<bf16>(),
+                                        o.view<bf16>(), lse.view<float>(), dq.view<bf16>(), dk.view<bf16>(),
+                                        dv.view<bf16>(), options);
+    });
+  }
 }
 
 void bench_feed_forward(KernelBench& bench, std::int64_t rows, std::int64_t width) {

@@ -9,7 +9,7 @@ class Context;
 
 struct KernelBenchOptions {
   std::int64_t rows = 16384;  // tokens
-  std::int64_t runs = 20;
+  std::int64_t runs = 10;     // batches of ten launches
 };
 
 /// Times the kernels of a training step in bf16, on random data of the sizes of a 1B model, and prints

@@ -19,10 +19,11 @@ struct Options {
   std::int64_t batch = 1, sequence_length = 512, prompt = 32, steps = 0;
   std::int64_t accumulate = 1, lora_rank = 0;
   std::string recompute = "none", moments = "f32";
-  bool train = false, generate = false;
+  bool train = false, generate = false, any_order = false;
 
   TrainingOptions training() const {
-    return {batch, sequence_length, accumulate, parse_recompute(recompute), parse_dtype(moments), lora_rank};
+    return {batch,      sequence_length, accumulate, parse_recompute(recompute), parse_dtype(moments),
+            !any_order, lora_rank};
   }
 };
 
@@ -129,6 +130,7 @@ void add_profile(const Command& app, Context& context) {
   command.option("--accumulate", options->accumulate, "Training: micro-batches of a step");
   command.option("--recompute", options->recompute, "Training: none, selective or blocks");
   command.option("--moments", options->moments, "Training: f32 or bf16");
+  command.flag("--any-order", options->any_order, "Training: attention's gradients summed in any order");
   command.option("--lora-rank", options->lora_rank, "Training: adapters of this rank; 0: all weights");
   command.option("--prompt", options->prompt, "Decoding: tokens before the first step");
   command.option("--steps", options->steps, "Steps to profile; default: 5 of training, 64 of decoding");
