@@ -1,10 +1,12 @@
 #include "core/autograd.h"
 
 #include "core/base/stream.h"
+#include "core/ops/activation.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/linear.h"
 #include "core/ops/norm.h"
 #include "core/ops/reduce.h"
+#include "core/ops/shape.h"
 #include "core/random_state.h"
 #include "tests/core/ops/jacobian.h"
 
@@ -122,6 +124,88 @@ TEST(Recompute, Nested) {
     const double v = x.on(Device::cpu).span<double>()[i];
     EXPECT_NEAR(autograd::grad_of(x).on(Device::cpu).span<double>()[i], 2 * v * std::exp(v * v), 1e-9);
   }
+}
+
+TEST(Autograd, GradientsThatAreAskedForGoToTheCallerAlone) {
+  for (const bool again : {false, true}) {
+    const Tensor x = leaf({5, 7}, 1), w = leaf({7, 7}, 2), g = leaf({7}, 3);
+    const std::vector<Tensor> all{x, w, g};
+    const auto got = autograd::gradients(network(x, w, g, again), {}, {x.edge(), w.edge(), g.edge()});
+    for (const Tensor& t : all) EXPECT_FALSE(autograd::grad_of(t).defined());
+    autograd::backward(network(x, w, g, again));
+    for (std::size_t i = 0; i < all.size(); ++i)
+      test::expect_close(got[i], autograd::grad_of(all[i]), 1e-14, "gradient " + std::to_string(i));
+  }
+}
+
+// The ops of `network` write a weight's gradient themselves; a norm's is handed to the leaf.
+TEST(Leaf, ABufferIsFilledByTheFirstPassAndAddedToByTheSecond) {
+  const auto run = [](bool buffered) {
+    const Tensor x = leaf({5, 7}, 1), w = leaf({7, 7}, 2), g = leaf({7}, 3);
+    for (const Tensor& t : {w, g}) {
+      if (buffered) autograd::leaf_of(t).buffer = Tensor::full(t.shape(), 1e30, DType::f64, t.device());
+    }
+    for (int pass = 0; pass < 2; ++pass) autograd::backward(network(x, w, g, pass == 1));
+    if (buffered) {
+      for (const Tensor& t : {w, g})
+        EXPECT_EQ(autograd::grad_of(t).storage(), autograd::leaf_of(t).buffer.storage());
+    }
+    return std::vector<Tensor>{autograd::grad_of(w), autograd::grad_of(g)};
+  };
+  const auto apart = run(false), buffered = run(true);
+  for (std::size_t i = 0; i < apart.size(); ++i)
+    test::expect_close(buffered[i], apart[i], 0, "gradient " + std::to_string(i));
+}
+
+TEST(Leaf, HooksSeeTheWholeOfAGradientThatOpsWriteThemselves) {
+  for (const bool again : {false, true}) {
+    const Tensor x = leaf({5, 7}, 1), w = leaf({7, 7}, 2), g = leaf({7}, 3);
+    std::vector<Tensor> seen;
+    autograd::leaf_of(w).hooks.push_back(
+        [&](autograd::Leaf& l) { seen.push_back(l.grad.contiguous_copy()); });
+    autograd::backward(network(x, w, g, again));
+    ASSERT_EQ(seen.size(), 1u);
+    test::expect_close(seen[0], autograd::grad_of(w), 0, "seen by the hook");
+  }
+}
+
+// A norm and an activation between products: what selective recompute need not keep.
+struct Cheap {
+  Tensor x = leaf({4, 16, 32}, 1), g = leaf({32}, 2), up = leaf({96, 32}, 3), down = leaf({32, 48}, 4);
+  std::vector<Tensor> leaves() const { return {x, g, up, down}; }
+
+  Tensor loss(bool recompute) const {
+    const autograd::CheapRecomputeScope scope(recompute);
+    const Tensor h = ops::rms_norm(x, g, 1e-5);
+    const Tensor a = ops::swiglu_packed(ops::linear(ops::reshape(h, {64, 32}), up));
+    const Tensor y = ops::add(ops::linear(a, down), ops::reshape(x, {64, 32}));
+    return ops::sum(ops::linear(ops::rms_norm(y, g, 1e-5), up));
+  }
+};
+
+TEST(CheapRecompute, SameBitsForEveryGradient) {
+  const auto run = [](bool recompute) {
+    const Cheap net;
+    const Tensor loss = net.loss(recompute);
+    EXPECT_FALSE(autograd::cheap_recompute());  // the scope is over
+    autograd::backward(loss);
+    std::vector<Tensor> all{loss.detached()};
+    for (const Tensor& t : net.leaves()) all.push_back(autograd::grad_of(t));
+    return all;
+  };
+  const auto kept = run(false), again = run(true);
+  for (std::size_t i = 0; i < kept.size(); ++i)
+    test::expect_close(again[i], kept[i], 0, "tensor " + std::to_string(i));
+}
+
+TEST(CheapRecompute, KeepsNeitherNormsNorActivations) {
+  const Cheap net;
+  const auto kept_by = [&](bool recompute) {
+    const std::int64_t before = memory_stats(test::test_device()).live;
+    const Tensor loss = net.loss(recompute);
+    return memory_stats(test::test_device()).live - before;
+  };
+  EXPECT_LE(kept_by(true) + 64 * (32 + 48 + 32) * 8, kept_by(false));
 }
 
 TEST(Meta, ShapesAndWorkWithoutMemory) {

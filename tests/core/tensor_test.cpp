@@ -6,6 +6,7 @@
 
 #include "core/autograd.h"
 #include "core/base/stream.h"
+#include "tests/test_device.h"
 
 namespace ridge {
 namespace {
@@ -16,11 +17,14 @@ Tensor counting(const Shape& shape) {
   return Tensor::from(values, shape);
 }
 
-std::vector<float> values_of(const Tensor& t) {
-  const Tensor dense = t.as_contiguous();
-  const auto span = dense.span<float>();
+template <class T = float>
+std::vector<T> values_of(const Tensor& t) {
+  const Tensor dense = t.as_contiguous().on(Device::cpu);
+  const auto span = dense.span<T>();
   return {span.begin(), span.end()};
 }
+
+Device there() { return test::test_device(); }
 
 TEST(Tensor, UndefinedUntilMade) {
   const Tensor t;
@@ -29,10 +33,10 @@ TEST(Tensor, UndefinedUntilMade) {
 }
 
 TEST(Tensor, MadeOfZerosAValueOrValues) {
-  const Tensor z = Tensor::zeros({2, 3}, DType::i32);
-  for (const std::int32_t x : z.span<std::int32_t>()) EXPECT_EQ(x, 0);
-  const Tensor f = Tensor::full({5}, -2.5, DType::bf16);
-  for (const bf16 x : f.span<bf16>()) EXPECT_EQ(static_cast<float>(x), -2.5f);
+  const Tensor z = Tensor::zeros({2, 3}, DType::i32, there());
+  for (const std::int32_t x : values_of<std::int32_t>(z)) EXPECT_EQ(x, 0);
+  const Tensor f = Tensor::full({5}, -2.5, DType::bf16, there());
+  for (const bf16 x : values_of<bf16>(f)) EXPECT_EQ(static_cast<float>(x), -2.5f);
   const Tensor v = counting({2, 3});
   EXPECT_EQ(v.shape(), (Shape{2, 3}));
   EXPECT_EQ(v.strides(), (Strides{3, 1}));
@@ -110,7 +114,8 @@ TEST(Tensor, ExpandedRepeatsWithoutMemory) {
   const Tensor wide = column.expanded({2, 3, 4});
   EXPECT_EQ(wide.strides(), (Strides{0, 1, 0}));
   EXPECT_EQ(wide.view<float>()(1, 2, 3), 2);
-  EXPECT_EQ(values_of(wide).size(), 24u);
+  const std::vector<float> want{0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2};
+  EXPECT_EQ(values_of(column.on(there()).expanded({2, 3, 4})), want);
   EXPECT_EQ(values_of(counting({}).expanded({3})), (std::vector<float>{0, 0, 0}));
 }
 
@@ -119,7 +124,7 @@ TEST(Tensor, ContiguousOnlyWhereItIs) {
   EXPECT_TRUE(t.contiguous());
   EXPECT_EQ(t.as_contiguous().data(), t.data());
   EXPECT_NE(t.contiguous_copy().data(), t.data());
-  const Tensor turned = t.transposed(0, 1);
+  const Tensor turned = t.on(there()).transposed(0, 1);
   EXPECT_FALSE(turned.contiguous());
   EXPECT_EQ(values_of(turned), (std::vector<float>{0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11}));
   EXPECT_TRUE(t.sliced(0, 1, 2).contiguous());
@@ -131,32 +136,78 @@ TEST(Tensor, ConversionAmongAllTypes) {
   const Tensor numbers = Tensor::from(std::vector<double>{0, 1, 5, 100, 127}, {5});  // every type has these
   for (const DType from : all) {
     for (const DType to : all) {
-      const Tensor t = numbers.to(from).to(to);
+      const Tensor t = numbers.on(there()).to(from).to(to);
       EXPECT_EQ(t.dtype(), to);
-      const Tensor back = t.to(DType::f64);
-      for (std::size_t i = 0; i < 5; ++i)
-        EXPECT_EQ(back.span<double>()[i], numbers.span<double>()[i])
-            << name_of(from) << " to " << name_of(to);
+      EXPECT_EQ(t.device(), there());
+      EXPECT_EQ(values_of<double>(t.to(DType::f64)), values_of<double>(numbers))
+          << name_of(from) << " to " << name_of(to);
     }
   }
   EXPECT_EQ(numbers.to(DType::f64).data(), numbers.data());  // nothing changes: nothing is copied
 }
 
 TEST(Tensor, CopyIntoAStridedViewOfAnotherType) {
-  const Tensor to = Tensor::full({3, 4}, -1, DType::bf16);
-  to.sliced(1, 1, 3).copy_from(counting({2, 3}).transposed(0, 1));
-  EXPECT_EQ(values_of(to.to(DType::f32)), (std::vector<float>{-1, 0, 3, -1, -1, 1, 4, -1, -1, 2, 5, -1}));
+  const Tensor to = Tensor::full({3, 4}, -1, DType::bf16, there());
+  const std::vector<float> want{-1, 0, 3, -1, -1, 1, 4, -1, -1, 2, 5, -1};
+  const Tensor from = counting({2, 3});
+  for (const Tensor& source : {from, from.on(there())}) {  // of either device
+    to.copy_from(Tensor::full({3, 4}, -1, DType::f32, there()));
+    to.sliced(1, 1, 3).copy_from(source.transposed(0, 1));
+    EXPECT_EQ(values_of(to.to(DType::f32)), want);
+  }
   EXPECT_THROW(to.copy_from(counting({4, 3})), Error);
   EXPECT_THROW(to.copy_from(Tensor::empty({3, 4}, DType::bf16, Device::meta)), Error);
+}
+
+TEST(Tensor, OnAnotherDeviceAreTheSameElements) {
+  const Tensor t = counting({3, 4});
+  EXPECT_EQ(t.on(Device::cpu).data(), t.data());  // it is there already
+  const Tensor moved = t.transposed(0, 1).on(there());
+  EXPECT_EQ(moved.device(), there());
+  EXPECT_EQ(moved.shape(), (Shape{4, 3}));
+  const std::vector<float> want{0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11};
+  EXPECT_EQ(values_of(moved), want);
+  EXPECT_EQ(values_of(t.on(there()).transposed(0, 1).on(Device::cpu)), want);
+  EXPECT_EQ(Tensor::empty({0, 3}, DType::f32).on(there()).on(Device::cpu).numel(), 0);
 }
 
 TEST(Tensor, ItemOfOneElementOfAnyType) {
   for (const DType dtype :
        {DType::f32, DType::f64, DType::bf16, DType::f16, DType::i32, DType::i64, DType::i8})
-    EXPECT_EQ(Tensor::full({1, 1}, -3, dtype).item(), -3) << name_of(dtype);
-  EXPECT_EQ(Tensor::full({}, 200, DType::u8).item(), 200);
-  EXPECT_EQ(counting({2, 3}).sliced(0, 1, 2).sliced(1, 1, 2).item(), 4);
+    EXPECT_EQ(Tensor::full({1, 1}, -3, dtype, there()).item(), -3) << name_of(dtype);
+  EXPECT_EQ(Tensor::full({}, 200, DType::u8, there()).item(), 200);
+  EXPECT_EQ(counting({2, 3}).on(there()).sliced(0, 1, 2).sliced(1, 1, 2).item(), 4);
   EXPECT_THROW(counting({2}).item(), Error);
+}
+
+TEST(Tensor, PartsThatFollowOneAnotherAreJoined) {
+  const Tensor whole = counting({6, 3}).on(there());
+  const Tensor a = whole.sliced(0, 1, 2), b = whole.sliced(0, 2, 4), c = whole.sliced(0, 4, 6);
+  const Tensor all = Tensor::joined({a, b, c});
+  ASSERT_TRUE(all.defined());
+  EXPECT_EQ(all.shape(), (Shape{5, 3}));
+  EXPECT_EQ(all.data(), a.data());
+  EXPECT_EQ(values_of(all), values_of(whole.sliced(0, 1, 6)));
+  EXPECT_EQ(Tensor::joined({b}).shape(), b.shape());
+  const Tensor flat = whole.reshaped({18});
+  EXPECT_EQ(Tensor::joined({flat.sliced(0, 0, 2), flat.sliced(0, 2, 7)}).shape(), Shape{7});
+}
+
+TEST(Tensor, PartsThatDoNotFollowOneAnotherAreNot) {
+  const Tensor whole = counting({6, 3}).on(there()), flat = whole.reshaped({18});
+  const Tensor a = whole.sliced(0, 0, 2), b = whole.sliced(0, 2, 4), c = whole.sliced(0, 4, 6);
+  const Tensor flat_b = flat.sliced(0, 6, 12);
+  const std::vector<std::vector<Tensor>> cases = {{b, a},
+                                                  {a, c},
+                                                  {a, a},
+                                                  {a, b.contiguous_copy()},
+                                                  {a, Tensor()},
+                                                  {Tensor(), a},
+                                                  {a, flat_b},
+                                                  {a, flat_b.reshaped({3, 2})},
+                                                  {whole.sliced(1, 0, 1), whole.sliced(1, 1, 2)}};
+  for (std::size_t i = 0; i < cases.size(); ++i)
+    EXPECT_FALSE(Tensor::joined(cases[i]).defined()) << "case " << i;
 }
 
 TEST(Tensor, BorrowedMemoryLivesAsLongAsTheTensor) {

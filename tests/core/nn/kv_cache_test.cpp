@@ -12,7 +12,7 @@ using test::random_tensor;
 void expect_equal(const Tensor& got, const Tensor& want) { test::expect_close(got, want, 0, "cache"); }
 
 TEST(KvCache, GivesBackWhatWasAppendedInOrder) {
-  KvCache cache(2, 3, 8, 2, 5, DType::f32, Device::cpu);
+  KvCache cache(2, 3, 8, 2, 5, DType::f32, test::test_device());
   EXPECT_EQ(cache.capacity(), 8);
   EXPECT_EQ(cache.length(), 0);
   const Tensor keys = random_tensor({3, 8, 2, 5}, 1, -1, 1, DType::f32);
@@ -36,8 +36,8 @@ TEST(KvCache, GivesBackWhatWasAppendedInOrder) {
 }
 
 TEST(KvCache, PastTheCapacityIsAnErrorThatNamesBoth) {
-  KvCache cache(1, 1, 4, 1, 2, DType::f32, Device::cpu);
-  const Tensor three = Tensor::zeros({1, 3, 1, 2}, DType::f32);
+  KvCache cache(1, 1, 4, 1, 2, DType::f32, test::test_device());
+  const Tensor three = Tensor::zeros({1, 3, 1, 2}, DType::f32, test::test_device());
   cache.append(0, three, three);
   cache.advance(3);
   try {
@@ -50,17 +50,17 @@ TEST(KvCache, PastTheCapacityIsAnErrorThatNamesBoth) {
 }
 
 TEST(KvCache, HoldsItsOwnType) {
-  KvCache cache(1, 1, 2, 1, 2, DType::bf16, Device::cpu);
-  const Tensor k = Tensor::from(std::vector<float>{1.001f, 2}, {1, 1, 1, 2});
+  KvCache cache(1, 1, 2, 1, 2, DType::bf16, test::test_device());
+  const Tensor k = Tensor::from(std::vector<float>{1.001f, 2}, {1, 1, 1, 2}).on(test::test_device());
   cache.append(0, k, k);
   EXPECT_EQ(cache.keys(0, 1).dtype(), DType::bf16);
   expect_equal(cache.keys(0, 1), k.to(DType::bf16));
 }
 
 TEST(KvCache, TakesNoMemoryOnMeta) {
-  const std::int64_t live = memory_stats(Device::cpu).live, meta = memory_stats(Device::meta).live;
+  const std::int64_t live = memory_stats(test::test_device()).live, meta = memory_stats(Device::meta).live;
   const KvCache cache(32, 8, 1 << 16, 8, 128, DType::bf16, Device::meta);
-  EXPECT_EQ(memory_stats(Device::cpu).live, live);
+  EXPECT_EQ(memory_stats(test::test_device()).live, live);
   EXPECT_GE(memory_stats(Device::meta).live - meta, 2LL * 32 * 8 * (1 << 16) * 8 * 128 * 2);
 }
 

@@ -25,5 +25,19 @@ TEST(SwigluVjp, OddSizes) {
             {random_tensor({3, 19}, 1, -4, 4), random_tensor({3, 19}, 2)});
 }
 
+TEST(SwigluPackedVjp, OddSizes) {
+  check_vjp([](auto& in) { return ops::swiglu_packed(in[0]); }, {random_tensor({3, 38}, 1, -4, 4)});
+  check_vjp([](auto& in) { return ops::swiglu_packed(in[0]); }, {random_tensor({2, 3, 2}, 2, -4, 4)});
+}
+
+TEST(SwigluPacked, IsGateAndUpSideBySide) {
+  for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) {
+    const Tensor both = random_tensor({2, 3, 38}, 1, -4, 4, dtype);
+    test::expect_close(ops::swiglu_packed(both), ops::swiglu(both.sliced(2, 0, 19), both.sliced(2, 19, 38)),
+                       0, std::string(name_of(dtype)));
+  }
+  EXPECT_THROW(ops::swiglu_packed(random_tensor({3, 7}, 1)), Error);
+}
+
 }  // namespace
 }  // namespace ridge

@@ -14,16 +14,16 @@
 
 namespace ridge::test {
 
-/// Uniform in [lo, hi), on the device under test.
+/// Uniform in [lo, hi).
 inline Tensor random_tensor(const Shape& shape, std::uint64_t stream, double lo = -1, double hi = 1,
-                            DType dtype = DType::f64) {
+                            DType dtype = DType::f64, Device device = test_device()) {
   const Tensor t = Tensor::empty(shape, DType::f64);
   std::uint64_t i = 0;
   for (double& value : t.span<double>()) {
     const auto words = philox({42, stream}, i++);
     value = lo + (hi - lo) * (static_cast<double>(words[0]) + 0.5) * 0x1p-32;
   }
-  return t.to(dtype).on(test_device());
+  return t.to(dtype).on(device);
 }
 
 /// The same values behind strides that are not contiguous: a slice of a transposed tensor.
