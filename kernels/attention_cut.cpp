@@ -39,7 +39,7 @@ std::int64_t fused_bytes(const Problem& problem, std::int64_t heads) {
 std::int64_t unordered_bytes(const Problem& problem) {
   const std::int64_t shared = problem.heads > problem.groups ? 4 * problem.keys * problem.head_dim : 0;
   return problem.batch * problem.heads *
-             (4 * problem.queries * problem.head_dim + shared + 8 * problem.queries) +
+             (4 * problem.queries * problem.head_dim + shared + 4 * problem.queries) +
          256;
 }
 

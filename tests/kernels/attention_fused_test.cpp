@@ -244,6 +244,9 @@ TEST(FusedCut, IsWithinTheBoundAndWhole) {
   EXPECT_EQ(cut_of(2, 2048, 16, 4, 128).bytes, 302252288);
   EXPECT_EQ(cut_of(1, 129, 4, 2, 64).bytes, 527632);
   EXPECT_EQ(cut_of(3, 65, 5, 5, 64).bytes, 495676);
+  AttentionOptions any_order = mask(true);
+  any_order.deterministic = false;
+  EXPECT_EQ(fused_backward_cut(Problem{2, 2048, 2048, 16, 4, 128, any_order}).bytes, 67371264);
   const auto batches = cut_of(8, 2048, 16, 8, 128);
   EXPECT_EQ(batches.batch, 4);
   EXPECT_EQ(batches.groups, 8);
