@@ -2,12 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "core/autograd.h"
+#include "core/random_state.h"
 #include "lora/lora_linear.h"
 #include "tests/core/io/io_test_util.h"
 #include "tests/core/models/reference.h"
+#include "tests/core/ops/jacobian.h"
 
 namespace ridge::lora {
 namespace {
@@ -17,6 +20,7 @@ using autograd::NoGradScope;
 using test::data_path;
 using test::expect_contains;
 using test::message_of;
+using test::random_tensor;
 using test::TemporaryFolder;
 
 const std::string kBase = data_path("models/llama3");
@@ -32,10 +36,10 @@ struct Adapted {
   std::vector<std::string> notes;
 };
 
-Adapted load(const std::string& base, const std::string& adapter) {
+Adapted load(const std::string& base, const std::string& adapter, Device device = test::test_device()) {
   Adapted a;
-  a.model = test::load(base, DType::f32, models::LoadMode::train);
-  a.config = load_adapter(a.model->linears(), adapter, a.notes);
+  a.model = test::load(base, DType::f32, models::LoadMode::train, device);
+  a.config = load_adapter(a.model->linears(), adapter, a.notes, device);
   return a;
 }
 
@@ -122,9 +126,9 @@ TEST(AddAdapters, NewOnesChangeNothingYetAndRepeatFromTheirSeed) {
   const auto plain = test::load(kBase);
   const Tensor before = plain->logits(ids);
   const auto a = test::load(kBase), b = test::load(kBase), other = test::load(kBase);
-  EXPECT_EQ(add_adapters(a->linears(), config, 9, Device::cpu), 5);  // two a layer, and lm_head
-  add_adapters(b->linears(), config, 9, Device::cpu);
-  add_adapters(other->linears(), config, 10, Device::cpu);
+  EXPECT_EQ(add_adapters(a->linears(), config, 9, test::test_device()), 5);  // two a layer, and lm_head
+  add_adapters(b->linears(), config, 9, test::test_device());
+  add_adapters(other->linears(), config, 10, test::test_device());
   EXPECT_EQ(test::max_difference(a->logits(ids), before), 0);
   std::int64_t trained = 0;
   for (const nn::Parameter& p : a->parameters()) {
@@ -152,17 +156,20 @@ TEST(AddAdapters, TargetsThatMatchNothingAreNamed) {
   LoraConfig config;
   config.targets = {"query", "key"};
   const auto model = test::load(kBase);
-  const std::string message = message_of([&] { add_adapters(model->linears(), config, 0, Device::cpu); });
+  const std::string message =
+      message_of([&] { add_adapters(model->linears(), config, 0, test::test_device()); });
   for (const char* part : {"query, key", "15", "model.layers.0.self_attn.q_proj"})
     expect_contains(message, part);
   config.targets = {};
   config.target_pattern = "query.*";
-  expect_contains(message_of([&] { add_adapters(model->linears(), config, 0, Device::cpu); }), "query.*");
+  expect_contains(message_of([&] { add_adapters(model->linears(), config, 0, test::test_device()); }),
+                  "query.*");
 }
 
 TEST(AddAdapters, ASecondAdapterIsAnError) {
   Adapted a = load(kBase, folder_of("plain"));
-  expect_contains(message_of([&] { add_adapters(a.model->linears(), a.config, 0, Device::cpu); }), "merge");
+  expect_contains(message_of([&] { add_adapters(a.model->linears(), a.config, 0, test::test_device()); }),
+                  "merge");
 }
 
 TEST(AddAdapters, OnMetaTakeNoMemory) {
@@ -172,6 +179,84 @@ TEST(AddAdapters, OnMetaTakeNoMemory) {
   config.targets = {"all-linear"};
   EXPECT_EQ(add_adapters(model.linears(), config, 0, Device::meta), 14);
   EXPECT_EQ(memory_stats(Device::cpu).live, live);
+}
+
+using Tensors = std::map<std::string, Tensor>;
+
+struct Trained {
+  double loss = 0;
+  Tensors grads;  // of A and B
+};
+
+// Two micro-batches of one row through adapters on all linears of a frozen base. `placed`: gradients lie side
+// by side in one block of memory.
+Trained train(DType dtype, models::Recompute recompute, double dropout, bool placed) {
+  const auto model = test::load(kBase, dtype, models::LoadMode::train);
+  model->set_recompute(recompute);
+  std::vector<std::string> notes;
+  LoraConfig config = read_adapter_config(folder_of("all_linear"), notes);
+  config.dropout = dropout;
+  add_adapters(model->linears(), config, 3, model->device());
+  const Tensor block = Tensor::full({1 << 16}, 1e30, DType::f32, model->device());
+  std::int64_t begin = 0;
+  for (const nn::Parameter& p : model->parameters()) {
+    if (!is_adapter_parameter(p.name)) continue;
+    if (p.name.ends_with(".lora_B.weight"))  // zeros would leave A without a gradient
+      p.value->copy_from(random_tensor(p.value->shape(), static_cast<std::uint64_t>(begin), -0.1, 0.1));
+    autograd::set_requires_grad(*p.value, true);
+    const std::int64_t end = begin + p.value->numel();
+    if (placed) autograd::leaf_of(*p.value).buffer = block.sliced(0, begin, end).reshaped(p.value->shape());
+    begin = end;
+  }
+  Trained out;
+  for (const std::int64_t row : {0, 1}) {
+    random_state() = {3, 0, row, 0};
+    const Tensor ids = Tensor::from(std::vector<std::int32_t>{3, 1, 4, 1, 5, 9, 2, 6}, {1, 8});
+    const Tensor loss = model->loss(ids.sliced(1, row, row + 6), ids.sliced(1, row + 1, row + 7), 0.2);
+    out.loss += loss.item();
+    autograd::backward(loss);
+  }
+  for (const nn::Parameter& p : model->parameters()) {
+    EXPECT_EQ(p.value->requires_grad(), is_adapter_parameter(p.name)) << p.name;
+    if (is_adapter_parameter(p.name)) out.grads[p.name] = autograd::grad_of(*p.value);
+  }
+  return out;
+}
+
+class TrainedAdapters : public ::testing::TestWithParam<std::tuple<DType, double>> {
+ protected:
+  Trained run(models::Recompute recompute, bool placed = false) const {
+    return train(std::get<0>(GetParam()), recompute, std::get<1>(GetParam()), placed);
+  }
+};
+INSTANTIATE_TEST_SUITE_P(All, TrainedAdapters,
+                         ::testing::Combine(::testing::Values(DType::f32, DType::bf16),
+                                            ::testing::Values(0, 0.3)),
+                         [](const auto& test) {
+                           return std::string(name_of(std::get<0>(test.param))) +
+                                  (std::get<1>(test.param) > 0 ? "_dropout" : "");
+                         });
+
+TEST_P(TrainedAdapters, SelectiveRecomputeChangesNoBit) {
+  const Trained kept = run(models::Recompute::none), again = run(models::Recompute::selective);
+  EXPECT_EQ(again.loss, kept.loss);
+  EXPECT_EQ(kept.grads.size(), 28u);
+  for (const auto& [name, grad] : kept.grads) {
+    EXPECT_GT(test::range_of(grad), 0) << name;
+    EXPECT_TRUE(test::same_bits(again.grads.at(name), grad)) << name;
+  }
+}
+
+// Another rounding where a block's sum is not fused with the norm after it.
+TEST_P(TrainedAdapters, RecomputedBlocksAndPlacesForGradientsAddUpTheSame) {
+  const double tolerance = std::get<0>(GetParam()) == DType::f32 ? 1e-4 : 0.1;
+  const Trained kept = run(models::Recompute::none);
+  for (const bool placed : {false, true}) {
+    const Trained again = run(models::Recompute::blocks, placed);
+    EXPECT_NEAR(again.loss, kept.loss, tolerance * kept.loss);
+    for (const auto& [name, grad] : kept.grads)
+      EXPECT_LE(test::normalized_error(again.grads.at(name), grad), tolerance) << name;
+  }
 }
 
 // A copy of an adapter in which config and tensors can be changed.
@@ -283,7 +368,7 @@ TEST(LoadAdapter, HalfPrecisionTensorsAreWidened) {
 
 TEST(SaveAdapter, AFullDiskLeavesTheOlderAdapter) {
   const TemporaryFolder folder;
-  const Adapted a = load(kBase, folder_of("all_linear"));
+  const Adapted a = load(kBase, folder_of("all_linear"), Device::cpu);  // a forked child has no GPU
   const std::string path = folder / "adapter";
   save_adapter(a.model->linears(), a.config, path);
   const std::string before = test::read_text(path + "/adapter_model.safetensors");

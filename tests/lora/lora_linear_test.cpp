@@ -4,6 +4,7 @@
 
 #include "core/autograd.h"
 #include "core/ops/reduce.h"
+#include "core/ops/shape.h"
 #include "core/random_state.h"
 #include "tests/core/models/reference.h"
 #include "tests/core/ops/jacobian.h"
@@ -133,6 +134,49 @@ TEST(LoraLinear, GradientsReachAAndBAndTheInputAndNotTheFrozenBase) {
   nn::Parameters parameters;
   lora->collect("p", parameters);
   EXPECT_FALSE(named(parameters, "p.weight").requires_grad());
+}
+
+// q, k and v of one input, of which q and v are adapted.
+struct Group {
+  explicit Group(DType dtype) : layers(nn::dense_group(kIn, {kOut, 2, 3}, true, dtype, test::test_device())) {
+    nn::Parameters parameters;
+    for (const auto& layer : layers) layer->collect("p", parameters);
+    for (std::size_t i = 0; i < parameters.size(); ++i)
+      parameters[i].value->copy_from(random_tensor(parameters[i].value->shape(), 10 + i));
+    for (const std::size_t which : {0, 2}) {
+      auto lora = std::make_unique<LoraLinear>(std::move(layers[which]), kRank, 0.7, 0, test::test_device());
+      for (Tensor* t : {&lora->a(), &lora->b()}) {
+        t->copy_from(random_tensor(t->shape(), 30 + leaves.size()));
+        autograd::set_requires_grad(*t, true);
+        leaves.push_back(*t);
+      }
+      layers[which] = std::move(lora);
+    }
+  }
+  std::vector<std::unique_ptr<nn::Linear>> layers;
+  std::vector<Tensor> leaves;
+};
+
+TEST(LoraLinear, InAGroupItIsWhatItIsAlone) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const double tolerance = dtype == DType::f32 ? 2e-6 : 2e-2;
+    const auto run = [&](bool together) {
+      const Group group(dtype);
+      Tensor x = random_tensor({2, 4, kIn}, 5, -1, 1, dtype);
+      autograd::set_requires_grad(x, true);
+      const auto& l = group.layers;
+      const Tensor y =
+          together ? nn::forward_group({l[0].get(), l[1].get(), l[2].get()}, x)
+                   : ops::concat(ops::concat(l[0]->forward(x), l[1]->forward(x), 2), l[2]->forward(x), 2);
+      autograd::backward(y, random_tensor(y.shape(), 6, -1, 1, dtype));
+      std::vector<Tensor> all{y.detached(), autograd::grad_of(x)};
+      for (const Tensor& t : group.leaves) all.push_back(autograd::grad_of(t));
+      return all;
+    };
+    const auto together = run(true), alone = run(false);
+    for (std::size_t i = 0; i < alone.size(); ++i)
+      test::expect_close(together[i], alone[i], tolerance, "tensor " + std::to_string(i));
+  }
 }
 
 TEST(LoraLinear, DropoutIsOnTheAdaptersInputAloneWhileGradientsAreRecorded) {

@@ -27,6 +27,14 @@ void set_grad(const Tensor& parameter, std::uint64_t stream, double spread = 1) 
   autograd::leaf_of(parameter).grad = random_tensor(parameter.shape(), stream, -spread, spread, DType::f32);
 }
 
+// The f32 master of a bf16 parameter and what its state keeps of it.
+Tensor master_of(const Tensor& half, const Tensor& low) {
+  const Tensor master = Tensor::empty(half.shape(), DType::f32, half.device());
+  kernels::join_master(current_stream(half.device()), half.view<bf16>(),
+                       {static_cast<const std::int16_t*>(low.data()), half.shape()}, master.view<float>());
+  return master;
+}
+
 OptimizerOptions adamw() { return {"adamw", 0.9, 0.95, 1e-8, 0.1, 0, false}; }
 OptimizerOptions sgd(double momentum, bool nesterov = false) {
   return {"sgd", 0, 0, 0, 0.1, momentum, nesterov};
@@ -116,14 +124,10 @@ TEST_P(Both, Bf16MovesByItsF32Master) {
   EXPECT_TRUE(same_bits(half, wide.to(DType::bf16)));
   const auto state = a->state();
   EXPECT_EQ(state.back().name, "p.master_low");
-  const Tensor master = Tensor::empty(half.shape(), DType::f32);
-  kernels::join_master(current_stream(Device::cpu), half.view<bf16>(),
-                       {static_cast<const std::int16_t*>(state.back().value.data()), half.shape()},
-                       master.view<float>());
-  EXPECT_TRUE(same_bits(master, wide));
+  EXPECT_TRUE(same_bits(master_of(half, state.back().value), wide));
 }
 
-TEST_P(Both, AStateCarriedOverContinuesToTheBit) {
+void expect_carried_over(const OptimizerOptions& options) {
   const Tensor one = leaf({3, 4}, 1), half = leaf({5}, 2, DType::bf16);
   const auto run = [&](Optimizer& optimizer, const Tensor& a, const Tensor& b, int from, int to) {
     for (int t = from; t < to; ++t) {
@@ -132,17 +136,17 @@ TEST_P(Both, AStateCarriedOverContinuesToTheBit) {
       optimizer.step(0.02, 0.7);
     }
   };
-  const auto optimizer = make_optimizer(options(), {{"one", one, true}, {"half", half, false}});
+  const auto optimizer = make_optimizer(options, {{"one", one, true}, {"half", half, false}});
   run(*optimizer, one, half, 0, 3);
   Tensor one_2 = one.contiguous_copy(), half_2 = half.contiguous_copy();
   autograd::set_requires_grad(one_2, true);
   autograd::set_requires_grad(half_2, true);
-  const auto resumed = make_optimizer(options(), {{"one", one_2, true}, {"half", half_2, false}});
+  const auto resumed = make_optimizer(options, {{"one", one_2, true}, {"half", half_2, false}});
   const auto from = optimizer->state(), to = resumed->state();
   ASSERT_EQ(from.size(), to.size());
   for (std::size_t i = 0; i < from.size(); ++i) {
     EXPECT_EQ(from[i].name, to[i].name);
-    EXPECT_EQ(to[i].value.dtype(), DType::f32);
+    EXPECT_EQ(to[i].value.dtype(), to[i].name.ends_with(".master_low") ? DType::i8 : options.moments);
     to[i].value.copy_from(from[i].value);
   }
   resumed->set_steps(optimizer->steps());
@@ -152,13 +156,144 @@ TEST_P(Both, AStateCarriedOverContinuesToTheBit) {
   EXPECT_TRUE(same_bits(half, half_2));
 }
 
+TEST_P(Both, AStateCarriedOverContinuesToTheBit) { expect_carried_over(options()); }
+
 TEST_P(Both, StateCountsAsMoments) {
   const Tensor parameter = leaf({1 << 12}, 1);
   const auto moments = static_cast<std::size_t>(Purpose::moments);
-  const std::int64_t before = memory_stats(Device::cpu).live_by_purpose[moments];
+  const auto live = [&] { return memory_stats(test::test_device()).live_by_purpose[moments]; };
+  const std::int64_t before = live();
   const auto optimizer = make_optimizer(options(), {{"p", parameter, true}});
   const std::int64_t tensors = std::string(GetParam()) == "adamw" ? 2 : 1;
-  EXPECT_EQ(memory_stats(Device::cpu).live_by_purpose[moments] - before, tensors * 4 << 12);
+  EXPECT_EQ(live() - before, tensors * 4 << 12);
+}
+
+// A norm that stays on the device clips as its value would.
+TEST_P(Both, ClippingByANormOnTheDeviceIsClippingByItsValue) {
+  for (const double clip : {0.0, 0.5, 1e6}) {
+    const Tensor a = leaf({33}, 1), b = leaf({33}, 1);
+    const std::vector<TrainedParameter> there{{"p", a, true}}, here{{"p", b, true}};
+    const auto one = make_optimizer(options(), there), two = make_optimizer(options(), here);
+    for (int t = 1; t <= 3; ++t) {
+      set_grad(a, static_cast<std::uint64_t>(t));
+      set_grad(b, static_cast<std::uint64_t>(t));
+      one->step(0.1, GradientScale{1, gradient_norm_tensor(there), clip});
+      two->step(0.1, clip_factor(gradient_norm(here), clip));
+    }
+    EXPECT_LE(test::max_difference(a, b), 1e-6) << clip;
+  }
+}
+
+TEST_P(Both, NothingMovesByANormThatIsNotFinite) {
+  const Tensor p = leaf({33}, 1), half = leaf({33}, 2, DType::bf16);
+  const auto optimizer = make_optimizer(options(), {{"p", p, true}, {"half", half, true}});
+  const auto step = [&](double norm) {
+    set_grad(p, 3);
+    set_grad(half, 4);
+    optimizer->step(0.1, GradientScale{1, Tensor::full({1}, norm, DType::f64, p.device()), 1});
+  };
+  step(2);
+  std::vector<Tensor> before{p.contiguous_copy(), half.contiguous_copy()};
+  for (const StateTensor& s : optimizer->state()) before.push_back(s.value.contiguous_copy());
+  for (const double norm : {std::numeric_limits<double>::infinity(), std::nan("")}) step(norm);
+  std::vector<Tensor> after{p, half};
+  for (const StateTensor& s : optimizer->state()) after.push_back(s.value);
+  for (std::size_t i = 0; i < after.size(); ++i) EXPECT_TRUE(same_bits(after[i], before[i])) << i;
+  step(2);
+  EXPECT_FALSE(same_bits(p, before[0]));
+}
+
+// Moments in bf16, rounded stochastically: their mean over many steps is right, and their noise repeats.
+struct Moved {
+  Tensor value;
+  std::vector<Tensor> state;
+};
+
+Moved move_with(DType moments, DType dtype, std::uint64_t gradients) {
+  OptimizerOptions options = adamw();
+  options.moments = moments;
+  const Tensor p = leaf({501}, 1, dtype);
+  const auto optimizer = make_optimizer(options, {{"other", leaf({3}, 2), true}, {"p", p, true}});
+  for (std::uint64_t t = 1; t <= 50; ++t) {
+    set_grad(p, gradients + t);
+    optimizer->step(0.01, 1);
+  }
+  Moved out{p.detached(), {}};
+  for (const StateTensor& s : optimizer->state()) {
+    if (s.name.starts_with("p.")) out.state.push_back(s.value);
+  }
+  return out;
+}
+
+TEST(Bf16Moments, MoveCloseToWhereF32MomentsDo) {
+  const Tensor start = random_tensor({501}, 1, -1, 1, DType::f32);
+  const Moved wide = move_with(DType::f32, DType::f32, 100), half = move_with(DType::bf16, DType::f32, 100);
+  EXPECT_EQ(half.state[0].dtype(), DType::bf16);
+  EXPECT_EQ(half.state[1].dtype(), DType::bf16);
+  const auto from = test::values_of(start), a = test::values_of(wide.value), b = test::values_of(half.value);
+  double moved = 0, apart = 0, mean = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    moved += (a[i] - from[i]) * (a[i] - from[i]);
+    apart += (b[i] - a[i]) * (b[i] - a[i]);
+    mean += b[i] - a[i];
+  }
+  const double n = static_cast<double>(a.size());
+  EXPECT_LE(std::sqrt(apart / moved), 0.03);
+  EXPECT_GT(apart, 0);                                       // it does round
+  EXPECT_LE(std::fabs(mean / n), 4 * std::sqrt(apart) / n);  // to no side
+  EXPECT_LE(test::normalized_error(half.state[0], wide.state[0]), 0.05);
+  EXPECT_LE(test::normalized_error(half.state[1], wide.state[1]), 0.05);
+}
+
+TEST(Bf16Moments, RepeatToTheBit) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const Moved one = move_with(DType::bf16, dtype, 100), same = move_with(DType::bf16, dtype, 100),
+                other = move_with(DType::bf16, dtype, 200);
+    EXPECT_TRUE(same_bits(one.value, same.value));
+    EXPECT_FALSE(same_bits(one.value, other.value));
+    ASSERT_EQ(one.state.size(), dtype == DType::f32 ? 2u : 3u);
+    for (std::size_t i = 0; i < one.state.size(); ++i)
+      EXPECT_TRUE(same_bits(one.state[i], same.state[i])) << i;
+  }
+}
+
+TEST(Bf16Moments, ABf16ParameterMovesByItsMasterAsWell) {
+  // the same start in both types: what bf16 can hold
+  const Moved half = move_with(DType::bf16, DType::bf16, 100);
+  Tensor wide = random_tensor({501}, 1, -1, 1, DType::bf16).to(DType::f32);
+  autograd::set_requires_grad(wide, true);
+  OptimizerOptions options = adamw();
+  options.moments = DType::bf16;
+  const auto optimizer = make_optimizer(options, {{"other", leaf({3}, 2), true}, {"p", wide, true}});
+  for (std::uint64_t t = 1; t <= 50; ++t) {
+    set_grad(wide, 100 + t);
+    optimizer->step(0.01, 1);
+  }
+  // a tie in the split of a master may cost an ulp
+  EXPECT_LE(test::max_difference(master_of(half.value, half.state.back()), wide), 1e-6);
+}
+
+TEST(Bf16Moments, CarriedOverContinueToTheBit) {
+  OptimizerOptions options = adamw();
+  options.moments = DType::bf16;
+  expect_carried_over(options);
+}
+
+TEST(Bf16Moments, AreForAdamwAlone) {
+  OptimizerOptions options = sgd(0.9);
+  options.moments = DType::bf16;
+  EXPECT_THROW(make_optimizer(options, {{"p", leaf({2}, 1), true}}), UserError);
+}
+
+TEST(Bf16Moments, CountHalfAsMuch) {
+  const Tensor parameter = leaf({1 << 12}, 1);
+  const auto moments = static_cast<std::size_t>(Purpose::moments);
+  const auto live = [&] { return memory_stats(test::test_device()).live_by_purpose[moments]; };
+  const std::int64_t before = live();
+  OptimizerOptions options = adamw();
+  options.moments = DType::bf16;
+  const auto optimizer = make_optimizer(options, {{"p", parameter, true}});
+  EXPECT_EQ(live() - before, 2 * 2 << 12);
 }
 
 TEST(Optimizer, StateIsNamedAfterTheParameters) {
@@ -190,7 +325,8 @@ TEST(Optimizer, AnUnknownNameIsTheUsersError) {
 
 TEST(Optimizer, WhatCannotBeTrainedIsAnError) {
   EXPECT_THROW(make_optimizer(adamw(), {{"wide", leaf({2}, 1, DType::f64), true}}), Error);
-  EXPECT_THROW(make_optimizer(adamw(), {{"int", Tensor::zeros({2}, DType::i32), true}}), Error);
+  EXPECT_THROW(make_optimizer(adamw(), {{"int", Tensor::zeros({2}, DType::i32, test::test_device()), true}}),
+               Error);
 }
 
 TEST(GradientNorm, IsOverAllElementsOfAllGradients) {
@@ -203,7 +339,8 @@ TEST(GradientNorm, IsOverAllElementsOfAllGradients) {
   }
   const std::vector<TrainedParameter> parameters{{"a", a, true}, {"none", none, true}, {"b", b, false}};
   EXPECT_NEAR(gradient_norm(parameters), std::sqrt(sum), 1e-9 * std::sqrt(sum));
-  autograd::leaf_of(b).grad.span<float>()[0] = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  autograd::grad_of(b).sliced(0, 0, 1).copy_from(Tensor::from(std::vector<float>{kNan}, {1}));
   EXPECT_TRUE(std::isnan(gradient_norm(parameters)));
   clear_gradients(parameters);
   EXPECT_FALSE(autograd::grad_of(a).defined());
@@ -212,7 +349,7 @@ TEST(GradientNorm, IsOverAllElementsOfAllGradients) {
 
 TEST(GradientNorm, LargeGradientsDoNotOverflow) {
   const Tensor a = leaf({2}, 1);
-  autograd::leaf_of(a).grad = Tensor::full({2}, 3e30, DType::f32);
+  autograd::leaf_of(a).grad = Tensor::full({2}, 3e30, DType::f32, a.device());
   EXPECT_NEAR(gradient_norm({{"a", a, true}}) / (std::sqrt(2.0) * 3e30), 1, 1e-6);
 }
 

@@ -2,10 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <set>
 
 #include "core/autograd.h"
 #include "core/base/launch.h"
+#include "core/ops/elementwise.h"
 #include "tests/core/models/reference.h"
 
 namespace ridge {
@@ -204,8 +206,8 @@ TEST(Llama, IdsOutsideTheEmbeddingAreAnError) {
 TEST(Llama, InitialWeightsAreRandomOfTheConfigsSpreadAndRepeatable) {
   models::ModelConfig config = models::ModelConfig::load(data_path("models/qwen2"));
   config.initializer_range = 0.5;
-  models::Llama a(config, DType::f32, Device::cpu), b(config, DType::f32, Device::cpu),
-      other(config, DType::f32, Device::cpu);
+  models::Llama a(config, DType::f32, test::test_device()), b(config, DType::f32, test::test_device()),
+      other(config, DType::f32, test::test_device());
   a.initialize(7);
   b.initialize(7);
   other.initialize(8);
@@ -227,9 +229,103 @@ TEST(Llama, InitialWeightsAreRandomOfTheConfigsSpreadAndRepeatable) {
                                test::parameter(a, "model.layers.0.mlp.gate_proj.weight")));
 }
 
+using models::Recompute;
+using Tensors = std::map<std::string, Tensor>;
+
+// Leaves the gradients of one micro-batch a row, for all parameters; their sum of losses.
+double pass_over(models::Llama& model, const Reference& r, std::int64_t begin, std::int64_t end) {
+  double sum = 0;
+  for (std::int64_t row = begin; row < end; ++row) {
+    const Tensor ids = r.ids.sliced(0, row, row + 1);
+    const Tensor loss = model.loss(ids.sliced(1, 0, r.length() - 1), ids.sliced(1, 1, r.length()), 0.1);
+    sum += loss.item();
+    autograd::backward(loss);
+  }
+  return sum;
+}
+
+struct Trained {
+  double loss = 0;
+  Tensors grads;
+};
+
+// Makes all parameters leaves. Where `placed`, their gradients lie side by side in one block of memory, in
+// which something stands before the first of them.
+void make_leaves(models::Llama& model, bool placed) {
+  std::int64_t total = 0, begin = 0;
+  for (const nn::Parameter& p : model.parameters()) {
+    autograd::set_requires_grad(*p.value, true);
+    total += p.value->numel();
+  }
+  if (!placed) return;
+  const Tensor block = Tensor::full({total}, 1e30, DType::f32, model.device());
+  for (const nn::Parameter& p : model.parameters()) {
+    const std::int64_t end = begin + p.value->numel();
+    autograd::leaf_of(*p.value).buffer = block.sliced(0, begin, end).reshaped(p.value->shape());
+    begin = end;
+  }
+}
+
+Trained train(const Reference& r, DType dtype, Recompute recompute, std::int64_t begin, std::int64_t end,
+              bool placed = false) {
+  const auto model = test::load(r.folder, dtype, models::LoadMode::train);
+  model->set_recompute(recompute);
+  make_leaves(*model, placed);
+  Trained out;
+  out.loss = pass_over(*model, r, begin, end);
+  for (const nn::Parameter& p : model->parameters()) out.grads[p.name] = autograd::grad_of(*p.value);
+  return out;
+}
+
+// Families, a tied table, biases, several layers of one window, odd sizes.
+class Training : public ::testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Models, Training,
+                         ::testing::Values("llama3", "llama32", "llama_bias", "llama_headdim", "mqa", "qwen2",
+                                           "qwen2_sliding", "mistral"),
+                         [](const auto& test) { return std::string(test.param); });
+
+TEST_P(Training, SelectiveRecomputeChangesNoBit) {
+  const Reference r(GetParam());
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const Trained kept = train(r, dtype, Recompute::none, 0, 2);
+    const Trained again = train(r, dtype, Recompute::selective, 0, 2);
+    EXPECT_EQ(again.loss, kept.loss);
+    for (const auto& [name, grad] : kept.grads)
+      EXPECT_TRUE(test::same_bits(again.grads.at(name), grad)) << name << " in " << name_of(dtype);
+  }
+}
+
+// The sum at a block's end is fused with the norm after it where nothing is recomputed: another rounding.
+TEST_P(Training, RecomputedBlocksAddUpMicroBatches) {
+  const Reference r(GetParam());
+  const Trained kept = train(r, DType::f32, Recompute::none, 0, 2);
+  const Trained first = train(r, DType::f32, Recompute::blocks, 0, 1),
+                second = train(r, DType::f32, Recompute::blocks, 1, 2);
+  for (const bool placed : {false, true}) {
+    const Trained both = train(r, DType::f32, Recompute::blocks, 0, 2, placed);
+    EXPECT_NEAR(both.loss, kept.loss, 1e-6 * kept.loss);
+    for (const auto& [name, grad] : kept.grads) {
+      EXPECT_LE(test::normalized_error(both.grads.at(name), grad), 1e-4) << name;
+      const Tensor sum = ops::add(first.grads.at(name), second.grads.at(name));
+      EXPECT_LE(test::normalized_error(both.grads.at(name), sum), 1e-4) << name;
+    }
+  }
+}
+
+TEST_P(Training, PlacesForGradientsChangeNothing) {
+  const Reference r(GetParam());
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const Trained apart = train(r, dtype, Recompute::selective, 0, 2);
+    const Trained placed = train(r, dtype, Recompute::selective, 0, 2, true);
+    EXPECT_EQ(placed.loss, apart.loss);
+    for (const auto& [name, grad] : apart.grads)
+      EXPECT_LE(test::normalized_error(placed.grads.at(name), grad), 1e-4) << name << name_of(dtype);
+  }
+}
+
 TEST(Llama, RecomputeKeepsLessUntilBackward) {
   const Reference r("llama_bias");
-  const auto kept_by = [&](models::Recompute recompute) {
+  const auto kept_by = [&](Recompute recompute) {
     const auto model = test::load(r.folder, DType::f32, models::LoadMode::train);
     model->set_recompute(recompute);
     for (const nn::Parameter& p : model->parameters()) autograd::set_requires_grad(*p.value, true);
@@ -239,7 +335,6 @@ TEST(Llama, RecomputeKeepsLessUntilBackward) {
     return memory_stats(test::test_device()).live - before;
   };
   const std::int64_t block_inputs = 2 * 4 * r.batch() * r.length() * 32;  // two blocks of f32 rows
-  using models::Recompute;
   EXPECT_LT(kept_by(Recompute::blocks), kept_by(Recompute::none) / 3);
   EXPECT_GE(kept_by(Recompute::blocks), block_inputs);
   EXPECT_LT(kept_by(Recompute::selective), kept_by(Recompute::none) * 3 / 4);

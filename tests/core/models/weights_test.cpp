@@ -34,7 +34,7 @@ class Copy {
   void add(TensorEntry entry) { entries_.push_back(std::move(entry)); }
   LoadedModel load(DType dtype = DType::f32) const {
     write_weight_folder(folder_.path(), entries_);
-    return load_model(folder_.path(), dtype, LoadMode::read);
+    return load_model(folder_.path(), dtype, LoadMode::read, test::test_device());
   }
   std::string error() const {
     const std::string message = message_of([&] { load(); });
@@ -159,7 +159,8 @@ TEST(LoadModel, ADifferentOutputLayerOfATiedModelIsUsedAndNoted) {
 TEST(LoadModel, WeightsAreRoundedToTheTypeAskedFor) {
   const auto wide = test::load(data_path("models/llama3"), DType::f32);
   const auto half = test::load(data_path("models/llama3"), DType::bf16);
-  const Tensor w = test::parameter(*wide, kGate), h = test::parameter(*half, kGate);
+  const Tensor w = test::parameter(*wide, kGate).on(Device::cpu),
+               h = test::parameter(*half, kGate).on(Device::cpu);
   ASSERT_EQ(h.dtype(), DType::bf16);
   const auto x = w.span<float>();
   const auto y = h.span<bf16>();
@@ -203,7 +204,8 @@ TEST(SaveModel, Bf16WeightsComeBackAsTheSameBits) {
   save_model(*model, folder / "copy", DType::bf16, "");
   const auto again = test::load(folder / "copy", DType::bf16);
   EXPECT_EQ(again->config().dtype, DType::bf16);
-  EXPECT_TRUE(test::parameter(*again, kGate).storage()->borrowed());  // stored as bf16, so read in place
+  const auto here = test::load(folder / "copy", DType::bf16, LoadMode::read, Device::cpu);
+  EXPECT_TRUE(test::parameter(*here, kGate).storage()->borrowed());  // stored as bf16, so read in place
   for (const nn::Parameter& p : model->parameters())
     EXPECT_TRUE(test::same_bits(*p.value, test::parameter(*again, p.name))) << p.name;
 }
@@ -235,7 +237,8 @@ TEST(SaveModel, AnOlderModelOfThatNameIsReplacedAsAWhole) {
 TEST(SaveModel, AFullDiskLeavesTheOlderModel) {
   const TemporaryFolder folder;
   const std::string copy = folder / "copy";
-  const auto old = test::load(data_path("models/llama3"), DType::f32, LoadMode::train);
+  const auto old = test::load(data_path("models/llama3"), DType::f32, LoadMode::train,
+                              Device::cpu);  // a forked child has no GPU
   save_model(*old, copy, DType::f32, "");
   const std::string message =
       test::message_on_full_disk(20000, [&] { save_model(*old, copy, DType::f32, ""); });
