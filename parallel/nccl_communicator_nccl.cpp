@@ -87,7 +87,7 @@ class NcclCommunicator final : public Communicator {
       : host_(host),
         timeout_(timeout),
         where_(fmt::format("rank {} of {} on {}", host.rank(), host.size(), host_name())),
-        stream_(Device::cuda, "nccl", cuda::make_stream("nccl")),
+        stream_(Device::cuda, "nccl", cuda::make_stream("nccl", true)),
         nccl_(std::make_shared<NcclHandle>(shared_id(host), host.rank(), host.size(), timeout)) {
     notice_.emplace(
         fmt::format("[{}] ended from outside: another rank has failed, or the job was cancelled", where_));

@@ -34,7 +34,8 @@ DeviceMemory device_memory();
 
 /// A cudaStream_t. The compute stream is one a process: memory goes back to the pool in its order.
 void* compute_stream();
-void* make_stream(const char* name);
+/// An urgent stream's kernels start before those of others that wait.
+void* make_stream(const char* name, bool urgent = false);
 
 /// Null where the device has no room. 256-byte aligned.
 void* allocate(std::int64_t bytes);

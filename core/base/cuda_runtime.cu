@@ -98,10 +98,12 @@ DeviceMemory device_memory() {
   return {static_cast<std::int64_t>(free), static_cast<std::int64_t>(total)};
 }
 
-void* make_stream(const char*) {
+void* make_stream(const char*, bool urgent) {
   cudaStream_t stream = nullptr;
   check_cuda(cudaSetDevice(device_index()));
-  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  int least = 0, greatest = 0;
+  check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  check_cuda(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, urgent ? greatest : least));
   return stream;
 }
 

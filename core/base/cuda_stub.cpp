@@ -22,7 +22,7 @@ int selected_device() { none(); }
 int multiprocessors() { none(); }
 DeviceMemory device_memory() { none(); }
 void* compute_stream() { none(); }
-void* make_stream(const char*) { none(); }
+void* make_stream(const char*, bool) { none(); }
 void* allocate(std::int64_t) { none(); }
 void release(void*) noexcept {}
 void* allocate_pinned(std::int64_t) { none(); }
