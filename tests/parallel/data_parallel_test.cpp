@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/base/stream.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/linear.h"
 #include "core/ops/reduce.h"
@@ -17,6 +18,8 @@ using test::random_tensor;
 using test::Trained;
 using test::TrainingRun;
 
+constexpr auto kBlocks = models::Recompute::blocks;
+
 // The stream of the tiny Llama cut for a batch of 12.
 TrainingRun run_of_twelve(const std::string& name) {
   TrainingRun run = test::training_run(name);
@@ -26,7 +29,12 @@ TrainingRun run_of_twelve(const std::string& name) {
   return run;
 }
 
-class Cuts : public ::testing::TestWithParam<std::tuple<const char*, Layout>> {};
+class Cuts : public ::testing::TestWithParam<std::tuple<const char*, Layout>> {
+ protected:
+  void SetUp() override {
+    if (test::on_gpu()) GTEST_SKIP() << test::kRanksAreOnTheCpu;
+  }
+};
 
 TEST_P(Cuts, GiveTheLossesAndEveryGradientOfOneRank) {
   const TrainingRun run = run_of_twelve(std::get<0>(GetParam()));
@@ -34,7 +42,7 @@ TEST_P(Cuts, GiveTheLossesAndEveryGradientOfOneRank) {
   Layout alone = layout;
   alone.ranks = 1;
   const Trained one = test::train(run, alone, run.steps)[0];
-  EXPECT_EQ(one.buckets > 0, test::on_gpu());
+  EXPECT_EQ(one.buckets, 0);
   const bool same_pieces = run.batch / layout.ranks % layout.micro_batch == 0;
   for (const Trained& rank : test::train(run, layout, run.steps)) {
     EXPECT_LE(test::relative_difference(rank.losses, one.losses), 1e-6);
@@ -51,17 +59,19 @@ TEST_P(Cuts, GiveTheLossesAndEveryGradientOfOneRank) {
 
 // Micro-batch 2 of 4 ranks is accumulation 1.5: the last is smaller. Micro-batch 1 of 4 ranks is
 // accumulation 3.
-INSTANTIATE_TEST_SUITE_P(
-    All, Cuts,
-    ::testing::Combine(::testing::Values("llama3", "qwen2", "llama3_all_linear"),
-                       ::testing::Values(Layout{2, 6, 1 << 12}, Layout{2, 2, 1}, Layout{4, 1, 1 << 12},
-                                         Layout{4, 1, 1, true}, Layout{4, 2, 1 << 30}, Layout{3, 4, 1 << 12},
-                                         Layout{3, 1, 1 << 30, true}, Layout{12, 1, 1 << 12})),
-    [](const auto& test) {
-      const Layout& l = std::get<1>(test.param);
-      return fmt::format("{}_{}_ranks_micro_{}_bucket_{}{}", std::get<0>(test.param), l.ranks, l.micro_batch,
-                         l.bucket_bytes, l.recompute ? "_recompute" : "");
-    });
+INSTANTIATE_TEST_SUITE_P(All, Cuts,
+                         ::testing::Combine(::testing::Values("llama3", "qwen2", "llama3_all_linear"),
+                                            ::testing::Values(Layout{2, 6, 1 << 12}, Layout{2, 2, 1},
+                                                              Layout{4, 1, 1 << 12}, Layout{4, 1, 1, kBlocks},
+                                                              Layout{4, 2, 1 << 30}, Layout{3, 4, 1 << 12},
+                                                              Layout{3, 1, 1 << 30, kBlocks},
+                                                              Layout{12, 1, 1 << 12})),
+                         [](const auto& test) {
+                           const Layout& l = std::get<1>(test.param);
+                           return fmt::format("{}_{}_ranks_micro_{}_bucket_{}{}", std::get<0>(test.param),
+                                              l.ranks, l.micro_batch, l.bucket_bytes,
+                                              l.recompute == kBlocks ? "_recompute" : "");
+                         });
 
 TEST(DataParallel, DropoutsMasksDoNotDependOnTheLayout) {
   const TrainingRun run = run_of_twelve("llama3");
@@ -73,14 +83,29 @@ TEST(DataParallel, DropoutsMasksDoNotDependOnTheLayout) {
   plain.dropout = 1e-30;
   const Trained whole = test::train(run, plain, 1)[0];
   EXPECT_GT(test::worst_error(whole.first_grads, one.first_grads, test::norm_error), 0.1);  // it does drop
-  for (const auto& [ranks, micro, recompute] : {std::tuple(4, 1, false), {2, 6, false}, {3, 2, true}}) {
-    layout.ranks = ranks;
+  for (const auto& [ranks, micro, blocks] : {std::tuple(4, 1, false), {2, 6, false}, {3, 2, true}}) {
+    layout.ranks = test::on_gpu() ? 1 : ranks;
     layout.micro_batch = micro;
-    layout.recompute = recompute;
-    const Trained got = test::train(run, layout, run.steps)[1];
+    layout.recompute = blocks ? kBlocks : models::Recompute::none;
+    const Trained got = test::train(run, layout, run.steps).back();
     EXPECT_LE(test::relative_difference(got.losses, one.losses), 1e-6) << ranks << " ranks";
     EXPECT_LE(test::worst_error(got.first_grads, one.first_grads, test::norm_error), 1e-5)
         << ranks << " ranks";
+  }
+}
+
+// On a GPU one rank has buckets as many have, so that gradients of neighbours are one product.
+TEST(DataParallel, OneRanksBucketsDoNotChangeItsNumbers) {
+  for (const char* name : {"llama3", "qwen2", "llama3_all_linear"}) {
+    const TrainingRun run = run_of_twelve(name);
+    const Trained one = test::train(run, Layout{1, 6, 1 << 30}, run.steps)[0];
+    EXPECT_EQ(one.buckets, test::on_gpu() ? 1 : 0);
+    for (const std::int64_t bytes : {1, 1 << 12}) {
+      const Trained cut = test::train(run, Layout{1, 6, bytes}, run.steps)[0];
+      EXPECT_EQ(cut.buckets > 1, test::on_gpu());
+      EXPECT_LE(test::relative_difference(cut.losses, one.losses), 1e-6) << name;
+      EXPECT_LE(test::worst_error(cut.first_grads, one.first_grads, test::norm_error), 1e-5) << name;
+    }
   }
 }
 
@@ -134,8 +159,9 @@ class Watched final : public Communicator {
   std::function<void()> seen_;
 };
 
-Tensor leaf(const Shape& shape, std::uint64_t stream, DType dtype = DType::f32) {
-  Tensor t = random_tensor(shape, stream, -1, 1, dtype);
+// Of ranks that are threads: on the CPU.
+Tensor leaf(const Shape& shape, std::uint64_t stream, DType dtype = DType::f32, Device device = Device::cpu) {
+  Tensor t = random_tensor(shape, stream, -1, 1, dtype, device);
   autograd::set_requires_grad(t, true);
   return t;
 }
@@ -334,27 +360,50 @@ Tensor meta_leaf(const Shape& shape) {
   return t;
 }
 
+// Meta stands for a device during a scope.
+class StandsFor {
+ public:
+  explicit StandsFor(Device device)
+      : other_(std::exchange(current_stream(Device::meta).meta_device, device)) {}
+  ~StandsFor() { current_stream(Device::meta).meta_device = other_; }
+  StandsFor(const StandsFor&) = delete;
+  StandsFor& operator=(const StandsFor&) = delete;
+
+ private:
+  Device other_;
+};
+
 // Bytes of gradients on meta after a step over `ranks`.
-std::int64_t meta_gradient_bytes(Communicator& ranks) {
+std::int64_t meta_gradient_bytes(Communicator& ranks, bool buckets) {
   const auto gradients = static_cast<std::size_t>(Purpose::gradients);
   const std::int64_t before = memory_stats(Device::meta).live_by_purpose[gradients];
   const Tensor a = meta_leaf({1 << 10}), b = meta_leaf({1 << 12}), unused = meta_leaf({1 << 10});
   GradientReducer reducer({a, b, unused}, ranks, 1 << 20);
-  EXPECT_EQ(reducer.buckets(), 1);
+  EXPECT_EQ(reducer.buckets(), buckets ? 1 : 0);
   reducer.begin(true);
   autograd::backward(ops::add(ops::sum(ops::mul(a, a)), ops::sum(b)));
   reducer.finish();
-  EXPECT_EQ(autograd::grad_of(b).storage(), autograd::leaf_of(a).buffer.storage());
+  EXPECT_EQ(autograd::grad_of(b).storage() == autograd::leaf_of(b).buffer.storage(), buckets);
   return memory_stats(Device::meta).live_by_purpose[gradients] - before;
 }
 
 TEST(GradientReducer, MetaHasTheMemoryOfManyRanksAndSendsNothing) {
   const std::int64_t want = 4 * ((1 << 12) + (2 << 10));
-  EXPECT_EQ(meta_gradient_bytes(*self_communicator()), want);
-  run_ranks(2, [&](Communicator& ranks) {
-    if (ranks.rank() > 0) return;
-    EXPECT_EQ(meta_gradient_bytes(ranks), want);
-  });
+  for (const Device device : {Device::cpu, Device::cuda}) {
+    run_ranks(2, [&](Communicator& ranks) {
+      if (ranks.rank() > 0) return;
+      const StandsFor stand(device);
+      EXPECT_EQ(meta_gradient_bytes(ranks, true), want);
+    });
+  }
+}
+
+TEST(GradientReducer, MetaHasTheMemoryOfOneRankOfWhatItStandsFor) {
+  const auto self = self_communicator();
+  const StandsFor gpu(Device::cuda);
+  EXPECT_EQ(meta_gradient_bytes(*self, true), 4 * ((1 << 12) + (2 << 10)));
+  const StandsFor cpu(Device::cpu);
+  EXPECT_EQ(meta_gradient_bytes(*self, false), 4 * ((1 << 12) + (1 << 10)));  // none for what is unused
 }
 
 TEST(GradientReducer, OneRankKeepsItsGradientsWhereTheyAre) {
@@ -367,6 +416,27 @@ TEST(GradientReducer, OneRankKeepsItsGradientsWhereTheyAre) {
   pass({a}, 3);
   reducer.finish();
   expect_all(a, 3, "a");
+}
+
+TEST(GradientReducer, OneRankOnAGpuFillsItsBucketsAndSendsNothing) {
+  if (!test::on_gpu()) GTEST_SKIP() << "the device under test is no GPU";
+  const auto self = self_communicator();
+  const auto there = [](const Shape& shape) { return leaf(shape, 1, DType::f32, Device::cuda); };
+  const Tensor a = there({2}), unused = there({3}), c = there({5});
+  GradientReducer reducer({a, unused, c}, *self, 1 << 20);
+  ASSERT_EQ(reducer.buckets(), 1);
+  ASSERT_EQ(reducer.flat().size(), 1u);
+  for (int step = 0; step < 2; ++step) {
+    reducer.begin(true);
+    pass({a, c}, 3);
+    reducer.finish();
+    expect_all(a, 3, "a");
+    expect_all(c, 3, "c");
+    EXPECT_FALSE(autograd::grad_of(unused).defined());
+    EXPECT_EQ(autograd::grad_of(c).storage(), reducer.flat()[0].storage());
+    EXPECT_NEAR(optim::norm_of(reducer.flat()).item(), std::sqrt(9.0 * 7), 1e-12);  // all else is zero
+    for (const Tensor& p : {a, c}) autograd::leaf_of(p).grad = {};
+  }
 }
 
 TEST(GradientReducer, BucketsCountAsGradients) {

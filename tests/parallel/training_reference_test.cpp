@@ -31,7 +31,31 @@ class TrainingReference : public ::testing::TestWithParam<const char*> {
 
 class FirstGradients : public TrainingReference {};
 class Ranks : public TrainingReference {};
-class Untied : public TrainingReference {};
+
+class Untied : public TrainingReference {
+ protected:
+  // Gradients that a second micro-batch joins with other roundings than a sum of two: a table's rows are
+  // added one by one, B's product by a factor that is no power of two.
+  bool joins_otherwise(const std::string& name) const {
+    return name.ends_with("embed_tokens.weight") ||
+           (run.name == "llama3_rslora" && name.ends_with("lora_B.weight"));
+  }
+  // To the bit, but for those, which later steps inherit.
+  void expect_same(const Trained& got, const Trained& want, double tolerance) const {
+    bool exact = true;
+    for (const auto& [name, grad] : want.first_grads) {
+      const bool otherwise = joins_otherwise(name);
+      exact = exact && !otherwise;
+      EXPECT_LE(test::norm_error(got.first_grads.at(name), grad), otherwise ? 1e-6 : 0) << name;
+    }
+    EXPECT_EQ(got.losses[0], want.losses[0]);
+    EXPECT_LE(test::relative_difference(got.losses, want.losses), tolerance);
+    if (!exact) return;
+    EXPECT_EQ(got.losses, want.losses);
+    EXPECT_EQ(got.grad_norms, want.grad_norms);
+    EXPECT_TRUE(test::all_same_bits(got.weights, want.weights));
+  }
+};
 
 TEST_P(TrainingReference, OneRankGivesPyTorchsNumbers) {
   const Trained got = test::train(run, Layout{}, run.steps)[0];
@@ -52,6 +76,7 @@ TEST_P(FirstGradients, ArePyTorchs) {
   for (const TensorEntry& entry : file.entries()) want[entry.name] = test::read_tensor(file, entry.name);
   EXPECT_EQ(want.size(), run.first_grads.size());
   for (const int ranks : {1, 2, 4}) {
+    if (ranks > 1 && test::on_gpu()) break;
     const Layout layout{ranks, 4 / ranks, 1 << 12};
     for (const Trained& rank : test::train(run, layout, 1)) {
       const double error = test::worst_error(rank.first_grads, want, test::normalized_error);
@@ -64,6 +89,7 @@ TEST_P(FirstGradients, ArePyTorchs) {
 // Another micro-batch sums in another order within each product: gradients of attention cancel, so they
 // differ more.
 TEST_P(Ranks, TwoAndFourGiveOneRanksNumbers) {
+  if (test::on_gpu()) GTEST_SKIP() << test::kRanksAreOnTheCpu;
   const Trained whole = test::train(run, Layout{1, 4}, run.steps)[0];
   const Trained one = test::train(run, Layout{1, 1}, run.steps)[0];
   for (const int ranks : {2, 4}) {
@@ -81,28 +107,62 @@ TEST_P(Ranks, TwoAndFourGiveOneRanksNumbers) {
   }
 }
 
-// One rank that adds four micro-batches, and four ranks that sum one each, add the same numbers in one order;
-// a tied table, which gets two parts a micro-batch, does not.
-TEST_P(Untied, FourRanksAreFourMicroBatchesToTheBit) {
-  const Trained one = test::train(run, Layout{1, 1}, run.steps)[0];
-  for (const Trained& rank : test::train(run, Layout{4, 1, 1 << 12}, run.steps)) {
-    EXPECT_EQ(rank.losses, one.losses);
-    EXPECT_EQ(rank.grad_norms, one.grad_norms);
-    EXPECT_TRUE(test::all_same_bits(rank.first_grads, one.first_grads));
-    EXPECT_TRUE(test::all_same_bits(rank.weights, one.weights));
+TEST_P(Ranks, MicroBatchesGiveTheWholeBatchsNumbers) {
+  const Trained whole = test::train(run, Layout{1, 4}, run.steps)[0];
+  const Trained parts = test::train(run, Layout{1, 1}, run.steps)[0];
+  EXPECT_LE(test::relative_difference(parts.losses, whole.losses), 1e-6);
+  EXPECT_LE(test::relative_difference(parts.grad_norms, whole.grad_norms), 1e-5);
+  EXPECT_LE(test::worst_error(parts.first_grads, whole.first_grads, test::norm_error), 3e-5);
+}
+
+TEST_P(Untied, ARunRepeatsToTheBit) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    Layout layout{1, 2};
+    layout.dtype = dtype;
+    const Trained one = test::train(run, layout, 3)[0], same = test::train(run, layout, 3)[0];
+    EXPECT_EQ(same.losses, one.losses);
+    EXPECT_EQ(same.grad_norms, one.grad_norms);
+    EXPECT_TRUE(test::all_same_bits(same.first_grads, one.first_grads));
+    EXPECT_TRUE(test::all_same_bits(same.weights, one.weights));
   }
 }
 
-TEST_P(Ranks, RecomputeChangesNoBit) {
-  for (const int ranks : {1, 2}) {
-    Layout layout{ranks, 2};
+// One rank that adds four micro-batches, and four ranks that sum one each, add the same numbers in one order;
+// a tied table, which gets two parts a micro-batch, does not. Each gradient has a bucket of its own: of
+// neighbours in one bucket it would be a part of one product, which rounds otherwise.
+TEST_P(Untied, FourRanksAreFourMicroBatchesToTheBit) {
+  if (test::on_gpu()) GTEST_SKIP() << test::kRanksAreOnTheCpu;
+  const Trained one = test::train(run, Layout{1, 1}, run.steps)[0];
+  for (const Trained& rank : test::train(run, Layout{4, 1, 1}, run.steps)) expect_same(rank, one, 1e-6);
+}
+
+// The layouts that one machine under test can have: threads as ranks are the CPU's own.
+std::vector<Layout> layouts_here() {
+  return test::on_gpu() ? std::vector<Layout>{{1, 2}} : std::vector<Layout>{{1, 2}, {2, 2}};
+}
+
+TEST_P(Ranks, SelectiveRecomputeChangesNoBit) {
+  for (Layout layout : layouts_here()) {
     const Trained kept = test::train(run, layout, 3)[0];
-    layout.recompute = true;
+    layout.recompute = models::Recompute::selective;
     const Trained again = test::train(run, layout, 3)[0];
     EXPECT_EQ(again.losses, kept.losses);
     EXPECT_EQ(again.grad_norms, kept.grad_norms);
     EXPECT_TRUE(test::all_same_bits(again.first_grads, kept.first_grads));
     EXPECT_TRUE(test::all_same_bits(again.weights, kept.weights));
+  }
+}
+
+// Where nothing is recomputed, a block's last sum is fused with the norm after it: one rounding less on the
+// way back.
+TEST_P(Ranks, RecomputedBlocksChangeNoLossAndGradientsByARounding) {
+  for (Layout layout : layouts_here()) {
+    const Trained kept = test::train(run, layout, 3)[0];
+    layout.recompute = models::Recompute::blocks;
+    const Trained again = test::train(run, layout, 3)[0];
+    EXPECT_EQ(again.losses[0], kept.losses[0]);
+    EXPECT_LE(test::relative_difference(again.losses, kept.losses), 1e-6);
+    EXPECT_LE(test::worst_error(again.first_grads, kept.first_grads, test::norm_error), 3e-6);
   }
 }
 
@@ -115,13 +175,10 @@ TEST_P(Untied, Bf16FollowsF32AndItsRanksFollowItsMicroBatches) {
   record("losses", error);
   EXPECT_LE(error, 0.01);
   EXPECT_GT(error, 1e-5);  // it does compute in bf16
+  if (test::on_gpu()) return;
   layout.ranks = 4;
-  layout.bucket_bytes = 1 << 12;
-  for (const Trained& rank : test::train(run, layout, run.steps)) {
-    EXPECT_EQ(rank.losses, one.losses);
-    EXPECT_TRUE(test::all_same_bits(rank.first_grads, one.first_grads));
-    EXPECT_TRUE(test::all_same_bits(rank.weights, one.weights));
-  }
+  layout.bucket_bytes = 1;
+  for (const Trained& rank : test::train(run, layout, run.steps)) expect_same(rank, one, 1e-3);
 }
 
 const auto name_of_run = [](const auto& test) { return std::string(test.param); };

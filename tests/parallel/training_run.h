@@ -85,9 +85,10 @@ struct Layout {
   int ranks = 1;
   std::int64_t micro_batch = 0;  // 0: the run's own
   std::int64_t bucket_bytes = 1 << 20;
-  bool recompute = false;
+  models::Recompute recompute = models::Recompute::none;
   double dropout = 0;  // of new adapters, where above 0
   DType dtype = DType::f32;
+  Device device = test_device();  // of one rank; several are threads, which share the CPU's memory alone
 };
 
 inline void PrintTo(const Layout& l, std::ostream* out) { *out << l.ranks << " ranks"; }
@@ -105,10 +106,10 @@ class TrainingRank {
   TrainingRank(const TrainingRun& run, const Layout& layout, parallel::Communicator& ranks)
       : run_(run),
         ranks_(ranks),
-        device_(layout.ranks > 1 ? Device::cpu : test_device()),  // threads share tensors of the CPU alone
+        device_(layout.ranks > 1 ? Device::cpu : layout.device),
         model_(load(run.model, layout.dtype, models::LoadMode::train, device_)) {
     micro_batch_ = layout.micro_batch > 0 ? layout.micro_batch : run.micro_batch;
-    model_->set_recompute(layout.recompute ? models::Recompute::blocks : models::Recompute::none);
+    model_->set_recompute(layout.recompute);
     add_adapter(layout);
     std::vector<Tensor> leaves;
     for (const nn::Parameter& p : model_->parameters()) {
@@ -212,6 +213,9 @@ inline std::vector<Trained> train(const TrainingRun& run, const Layout& layout, 
   });
   return all;
 }
+
+/// Why a test of several ranks is skipped on a GPU.
+inline constexpr const char* kRanksAreOnTheCpu = "ranks that are threads share the CPU's memory";
 
 /// The greatest relative difference of two lists.
 inline double relative_difference(const std::vector<double>& got, const std::vector<double>& want) {
