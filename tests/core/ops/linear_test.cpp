@@ -115,7 +115,8 @@ std::int64_t products_of(F&& f) {
   Profiler profiler;
   const ProfilerScope scope(test::test_stream(), &profiler);
   f();
-  return std::count_if(profiler.records().begin(), profiler.records().end(),
+  const std::vector<LaunchRecord>& records = profiler.records();
+  return std::count_if(records.begin(), records.end(),
                        [](const LaunchRecord& r) { return std::strcmp(r.op, "matmul") == 0; });
 }
 
