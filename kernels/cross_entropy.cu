@@ -1,8 +1,12 @@
-// R rows, V ids. A block goes over one row at a time; rows may begin at any address.
+// R rows, V ids. A block goes over one row at a time; rows may begin at any address. In place, rows of whole
+// packs that fit stay in shared memory and registers between the two passes: memory is read once.
 #include "kernels/cross_entropy.h"
 
+#include <algorithm>
 #include <limits>
 
+#include "core/base/cuda.h"
+#include "core/base/cuda_check.h"
 #include "kernels/device/block.cuh"
 #include "kernels/device/fault.cuh"
 #include "kernels/device/launch.cuh"
@@ -16,7 +20,9 @@ using device::native, device::Pack, device::round_to, device::store_pack_once;
 using ridge::cuda::Fault;
 
 constexpr int kForwardBlock = 512, kBackwardBlock = 256;  // threads
-constexpr int kInPlaceBlock = 768;  // one a multiprocessor: its row is still in the caches the second time
+constexpr int kHeldThreads = 512;                         // of a multiprocessor, in one block or two
+constexpr int kRound = 2, kLag = 3;  // packs of a thread in one round; rounds from a load to its use
+constexpr int kInPlaceBlock = 768;   // one a multiprocessor: its row is still in the caches the second time
 template <class T>
 constexpr int kPacks = std::is_same_v<T, double> ? 1 : 4;  // that a thread loads at once
 
@@ -61,11 +67,11 @@ struct OnlineSum {
     sum = sum * exponential(top - shift) + exponential(x - shift);
     top = greatest;
   }
-  template <class T>
-  __device__ __forceinline__ void add(Pack<T> (&x)[kPacks<T>]) {
+  template <class T, int U>
+  __device__ __forceinline__ void add(Pack<T> (&x)[U]) {
     A greatest = top;
 #pragma unroll
-    for (int u = 0; u < kPacks<T>; ++u) {
+    for (int u = 0; u < U; ++u) {
 #pragma unroll
       for (int k = 0; k < kVec<T>; ++k) greatest = max(greatest, x[u][k]);
       x[u].forget_unpacked();
@@ -73,26 +79,32 @@ struct OnlineSum {
     const A shift = shift_for(greatest);
     sum *= exponential(top - shift);
     top = greatest;
-    A part[kPacks<T>] = {};
+    A part[U] = {};
 #pragma unroll
-    for (int u = 0; u < kPacks<T>; ++u) {
+    for (int u = 0; u < U; ++u) {
 #pragma unroll
       for (int k = 0; k < kVec<T>; ++k) part[u] += exponential(x[u][k] - shift);
     }
 #pragma unroll
-    for (int u = 0; u < kPacks<T>; ++u) sum += part[u];
+    for (int u = 0; u < U; ++u) sum += part[u];
   }
 };
+
+/// Stands where a row has no more: adds nothing to a sum.
+template <class T>
+__device__ __forceinline__ Pack<T> absent_pack() {
+  acc_t<T> nothing[kVec<T>];
+#pragma unroll
+  for (int k = 0; k < kVec<T>; ++k) nothing[k] = minus_infinity<acc_t<T>>();
+  return Pack<T>::of(nothing);
+}
 
 /// log(sum(exp(row))), the same in every thread. The next packs are on their way while some are worked on.
 template <class T, int kThreads, bool kOnce>
 __device__ __forceinline__ acc_t<T> log_sum_exp(const T* row, const Span& span, acc_t<T>* shared) {
   using A = acc_t<T>;
   const int thread = static_cast<int>(threadIdx.x);
-  A nothing[kVec<T>];
-#pragma unroll
-  for (int k = 0; k < kVec<T>; ++k) nothing[k] = minus_infinity<A>();
-  const Pack<T> absent = Pack<T>::of(nothing);
+  const Pack<T> absent = absent_pack<T>();
   const auto fetch = [&](Pack<T>(&into)[kPacks<T>], int first) {
 #pragma unroll
     for (int u = 0; u < kPacks<T>; ++u) {
@@ -120,13 +132,16 @@ __device__ __forceinline__ acc_t<T> log_sum_exp(const T* row, const Span& span, 
   return top + log(block_all<device::Sum>(share, shared, A(0)));
 }
 
-/// Target of a row: kIgnoreIndex for a bad one, which thread 0 reports where `tells`.
-__device__ __forceinline__ int target_of(const std::int32_t* targets_R, std::int64_t step, std::int64_t r,
-                                         std::int64_t vocabulary, Fault* fault, bool tells = true) {
-  const int id = targets_R[r * step];
-  if (id == kIgnoreIndex || (id >= 0 && id < vocabulary)) return id;
+/// The id where it counts: kIgnoreIndex for a bad one, which thread 0 reports where `tells`.
+__device__ __forceinline__ int checked_target(std::int64_t id, std::int64_t r, std::int64_t vocabulary,
+                                              Fault* fault, bool tells = true) {
+  if (id == kIgnoreIndex || (id >= 0 && id < vocabulary)) return static_cast<int>(id);
   if (tells && threadIdx.x == 0) device::report(fault, ridge::cuda::FaultKind::target_id, r, id, vocabulary);
   return static_cast<int>(kIgnoreIndex);
+}
+__device__ __forceinline__ int target_of(const std::int32_t* targets_R, std::int64_t step, std::int64_t r,
+                                         std::int64_t vocabulary, Fault* fault, bool tells = true) {
+  return checked_target(targets_R[r * step], r, vocabulary, fault, tells);
 }
 
 /// (softmax - onehot) * scale of one row; zeros where nothing is the target.
@@ -256,6 +271,164 @@ __global__ void __launch_bounds__(kInPlaceBlock, 1) in_place_kernel(Operands<T> 
   }
 }
 
+/// Copies to shared memory that a thread waits for by itself (PTX ISA: cp.async).
+__device__ __forceinline__ void copy_16(void* shared, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+               "l"(from)
+               : "memory");
+}
+__device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kOpen>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
+}
+
+/// One whole row stays on the multiprocessor between its two passes. Pack s * kThreads + t is thread t's own:
+/// the first kHeld in registers, the others in shared memory.
+template <class T, int kThreads, int kHeld>
+struct HeldRow {
+  using A = acc_t<T>;
+  static constexpr int N = kVec<T>;
+  int packs;
+  uint4* slots;  // of this thread, kThreads apart
+
+  static __device__ __forceinline__ int pack_of(int s) {
+    return s * kThreads + static_cast<int>(threadIdx.x);
+  }
+  __device__ __forceinline__ uint4* slot(int round, int u) const {
+    return slots + (round * kRound + u) * kThreads;
+  }
+  static __device__ __forceinline__ int pack_of(int round, int u) {
+    return pack_of(kHeld + round * kRound + u);
+  }
+  __device__ __forceinline__ void fetch_held(Pack<T> (&held)[kHeld], const T* row) const {
+#pragma unroll
+    for (int s = 0; s < kHeld; ++s) {
+      held[s] = absent_pack<T>();
+      if (pack_of(s) < packs) held[s] = load_pack_once(row + pack_of(s) * std::int64_t{N});
+    }
+  }
+  __device__ __forceinline__ void fetch(int round, const T* row) const {
+#pragma unroll
+    for (int u = 0; u < kRound; ++u) {
+      const int i = pack_of(round, u);
+      if (i < packs) copy_16(slot(round, u), row + i * std::int64_t{N});
+    }
+  }
+  __device__ __forceinline__ void sum_up(int round, OnlineSum<A>& online) const {
+    Pack<T> x[kRound];
+#pragma unroll
+    for (int u = 0; u < kRound; ++u) {
+      x[u] = absent_pack<T>();
+      if (pack_of(round, u) < packs) x[u].raw = *slot(round, u);
+    }
+    online.add(x);
+  }
+  /// The rounds that are still on their way, one after the other.
+  template <int kOpen>
+  __device__ __forceinline__ void sum_up_last(int rounds, OnlineSum<A>& online) const {
+    wait_copies<kOpen>();
+    if (rounds > kOpen) sum_up(rounds - 1 - kOpen, online);
+    if constexpr (kOpen > 0) sum_up_last<kOpen - 1>(rounds, online);
+  }
+  static __device__ __forceinline__ void sum_up_held(const Pack<T> (&held)[kHeld], OnlineSum<A>& online) {
+    static_assert(kHeld % 4 == 0);
+#pragma unroll
+    for (int s = 0; s < kHeld; s += 4) {
+      Pack<T> x[4] = {held[s], held[s + 1], held[s + 2], held[s + 3]};
+      online.add(x);
+    }
+  }
+  __device__ __forceinline__ void store(int i, const Pack<T>& x, T* row, bool counts, A lse, A scale) const {
+    A y[N];
+#pragma unroll
+    for (int k = 0; k < N; ++k) y[k] = exponential(x[k] - lse) * scale;
+    if (i < packs) store_pack_once(row + i * std::int64_t{N}, counts ? Pack<T>::of(y) : Pack<T>{});
+  }
+  __device__ __forceinline__ void store(int round, T* row, bool counts, A lse, A scale) const {
+    Pack<T> x[kRound];
+#pragma unroll
+    for (int u = 0; u < kRound; ++u)
+      if (pack_of(round, u) < packs) x[u].raw = *slot(round, u);
+#pragma unroll
+    for (int u = 0; u < kRound; ++u) store(pack_of(round, u), x[u], row, counts, lse, scale);
+  }
+};
+
+/// log(sum(exp(row))) in every thread, from what each has summed up. `shared` holds 64 values; one barrier a
+/// call is enough when `turn` alternates.
+template <int kThreads, class A>
+__device__ __forceinline__ A joined_log_sum(const OnlineSum<A>& mine, A* shared, int turn) {
+  constexpr int kWarps = kThreads / device::kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % device::kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / device::kWarp;
+  A *tops = shared + turn * 32, *sums = tops + 16;
+  A top = device::warp_all<device::Max>(mine.top);
+  A sum = device::warp_all<device::Sum>(mine.sum * exponential(mine.top - OnlineSum<A>::shift_for(top)));
+  if (lane == 0) tops[warp] = top, sums[warp] = sum;
+  __syncthreads();
+  const A their_top = lane < kWarps ? tops[lane] : minus_infinity<A>();
+  top = device::warp_all<device::Max>(their_top);
+  sum = lane < kWarps ? sums[lane] * exponential(their_top - OnlineSum<A>::shift_for(top)) : A(0);
+  return top + log(device::warp_all<device::Sum>(sum));
+}
+
+/// While a row's gradient is written, the next row comes into the place that it leaves, and is summed up.
+template <class T, int kThreads, int kHeld>
+__global__ void __launch_bounds__(kThreads, kHeldThreads / kThreads)
+    held_kernel(Operands<T> o, acc_t<T> scale, int rounds) {
+  using A = acc_t<T>;
+  extern __shared__ uint4 slots[];  // [rounds, kRound, kThreads]
+  __shared__ A shared[64];
+  const HeldRow<T, kThreads, kHeld> mine{static_cast<int>(o.vocabulary) / kVec<T>, slots + threadIdx.x};
+  const std::int64_t step = gridDim.x;
+  const auto owns = [](int target) {
+    return static_cast<int>(threadIdx.x) == (target == kIgnoreIndex ? 0 : target / kVec<T> % kThreads);
+  };
+  Pack<T> held[kHeld];
+  int target = 0, next_target = 0, turn = 0;
+  A lse = 0;
+  T at_target{};  // converted where it is used: nobody waits for it before
+  std::int64_t following = blockIdx.x < o.rows ? o.targets_R[blockIdx.x * o.target_stride] : 0;
+  for (std::int64_t r = blockIdx.x - step; r < o.rows; r += step) {
+    const bool is_row = r >= 0, has_next = r + step < o.rows;
+    T *row = o.dlogits_RV + r * o.dlogits_stride, *next = row + step * o.dlogits_stride;
+    next_target = kIgnoreIndex;
+    if (has_next) next_target = checked_target(following, r + step, o.vocabulary, o.fault);
+    if (r + 2 * step < o.rows) following = o.targets_R[(r + 2 * step) * o.target_stride];
+    const bool counts = target != kIgnoreIndex, next_counts = next_target != kIgnoreIndex;
+    T next_at_target{};
+    if (next_counts && owns(next_target)) next_at_target = next[next_target];
+    if (is_row) {
+#pragma unroll
+      for (int s = 0; s < kHeld; ++s) mine.store(mine.pack_of(s), held[s], row, counts, lse, scale);
+    }
+    if (next_counts) mine.fetch_held(held, next);
+    OnlineSum<A> online;
+#pragma unroll 1
+    for (int round = 0; round < rounds; ++round) {
+      if (is_row) mine.store(round, row, counts, lse, scale);
+      if (next_counts) mine.fetch(round, next);
+      close_copies();
+      wait_copies<kLag>();
+      if (next_counts && round >= kLag) mine.sum_up(round - kLag, online);
+    }
+    if (is_row && owns(target)) {  // after its pack, which this thread wrote
+      if (counts) row[target] = round_to<T>(expm1(load(at_target) - lse) * scale);
+      o.loss_R[r * o.loss_stride] = counts ? lse - load(at_target) : A(0);
+    }
+    if (next_counts) {
+      mine.sum_up_held(held, online);
+      mine.template sum_up_last<kLag - 1>(rounds, online);
+      lse = joined_log_sum<kThreads>(online, shared, turn);
+      turn ^= 1;
+    }
+    target = next_target;
+    at_target = next_at_target;
+  }
+}
+
 /// The extents and strides of what is there: each view has a row's stride first.
 template <class T>
 Operands<T> operands(View<const T> logits_RV, View<const std::int32_t> targets_R) {
@@ -300,6 +473,61 @@ void cross_entropy_backward(Stream& stream, View<const T> logits_RV, View<const 
   backward_kernel<T><<<grid, kBackwardBlock, 0, native(stream)>>>(o);
 }
 
+namespace {
+
+/// Shared memory that the blocks of a multiprocessor may take, a block's own use aside.
+struct SharedLimits {
+  int block = 0, all = 0;
+  SharedLimits() {
+    const int gpu = ridge::cuda::selected_device();
+    check_cuda(cudaDeviceGetAttribute(&block, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu));
+    check_cuda(cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, gpu));
+  }
+  int for_blocks(int blocks) const {
+    constexpr int kOwn = 512, kReserved = 1024;  // bytes: its static arrays; what the GPU takes for itself
+    return std::min(block - kOwn, all / blocks - kOwn - kReserved);
+  }
+};
+
+/// False where a row does not fit.
+template <class T, int kThreads, int kHeld>
+bool run_held(Stream& stream, const Operands<T>& o, acc_t<T> scale) {
+  static const SharedLimits limits;
+  constexpr int kBlocks = kHeldThreads / kThreads;  // a multiprocessor's
+  const std::int64_t each = device::ceil_div(o.vocabulary / kVec<T>, kThreads);
+  const std::int64_t rounds = device::ceil_div(std::max<std::int64_t>(0, each - kHeld), kRound);
+  const std::int64_t bytes = rounds * kRound * kThreads * 16;
+  if (bytes > limits.for_blocks(kBlocks)) return false;
+  const auto kernel = held_kernel<T, kThreads, kHeld>;
+  const int shared = static_cast<int>(bytes);
+  const auto set = [&](cudaFuncAttribute name, int value) {
+    check_cuda(cudaFuncSetAttribute(kernel, name, value));
+  };
+  set(cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  const unsigned blocks = device::grid_for(o.rows, 1, std::int64_t{kBlocks} * ridge::cuda::multiprocessors());
+  kernel<<<blocks, kThreads, static_cast<std::size_t>(shared), native(stream)>>>(o, scale,
+                                                                                 static_cast<int>(rounds));
+  return true;
+}
+
+/// Rows of whole packs that fit on a multiprocessor; short ones gain nothing.
+template <class T>
+bool run_held(Stream& stream, const Operands<T>& o, acc_t<T> scale) {
+  constexpr int kLeast = 8192;  // ids
+  if constexpr (sizeof(T) > 4) {
+    return false;
+  } else {
+    if (o.vocabulary < kLeast || o.vocabulary % kVec<T> != 0 ||
+        !device::aligned_rows(o.dlogits_RV, o.dlogits_stride))
+      return false;
+    return run_held<T, 256, 4>(stream, o, scale) || run_held<T, 512, 4>(stream, o, scale) ||
+           run_held<T, 512, 12>(stream, o, scale);
+  }
+}
+
+}  // namespace
+
 template <class T>
 void cross_entropy_in_place(Stream& stream, View<T> logits_RV, View<const std::int32_t> targets_R,
                             double scale, View<acc_t<T>> loss_R) {
@@ -309,6 +537,7 @@ void cross_entropy_in_place(Stream& stream, View<T> logits_RV, View<const std::i
   o.dlogits_stride = logits_RV.strides[0];
   o.loss_R = loss_R.data;
   o.loss_stride = loss_R.strides[0];
+  if (run_held(stream, o, static_cast<acc_t<T>>(scale))) return;
   in_place_kernel<T>
       <<<device::grid_for(o.rows, 1), kInPlaceBlock, 0, native(stream)>>>(o, static_cast<acc_t<T>>(scale));
 }

@@ -2,6 +2,8 @@
 // so that memory is read once; rows that are not aligned or too long for that go through L1 twice.
 #include "kernels/rms_norm.h"
 
+#include "core/base/cuda.h"
+#include "core/base/cuda_check.h"
 #include "kernels/device/block.cuh"
 #include "kernels/device/launch.cuh"
 #include "kernels/device/pack.cuh"
@@ -14,7 +16,7 @@ using device::ceil_div, device::kVec, device::load, device::load_pack, device::l
 using device::Pack, device::round_to, device::store_pack, device::store_vec, device::Sum, device::Vec;
 using device::warp_all;
 
-constexpr int kAnyBlock = 256, kForwardBlock = 128, kForwardMost = 512, kBackwardBlock = 512;  // threads
+constexpr int kAnyBlock = 256, kForwardBlock = 64, kForwardMost = 512, kBackwardBlock = 512;  // threads
 constexpr int kMostVecs = 4;  // of one row in one thread
 
 /// This thread's place in the team of `threads` that shares a row: a power of two below 32, or whole warps.
@@ -24,6 +26,8 @@ struct Team {
       : threads(size),
         slot(static_cast<int>(threadIdx.x) / size),
         index(static_cast<int>(threadIdx.x) % size) {}
+  __device__ __forceinline__ Team()  // the whole block
+      : threads(static_cast<int>(blockDim.x)), slot(0), index(static_cast<int>(threadIdx.x)) {}
 };
 
 /// Every thread of the team gets the sum. All teams of a block call this equally often; `turn` alternates, so
@@ -68,58 +72,78 @@ struct Forward {
   T *sum_RC, *y_RC;
   acc_t<T>* inv_rms_R;  // null: not wanted
   std::int64_t rows, channels, x_stride, delta_stride, sum_stride, y_stride, inv_stride;
-  acc_t<T> eps;
+  acc_t<T> eps, per_channel;  // per_channel: 1 / channels
 
   __device__ __forceinline__ acc_t<T> inverse(acc_t<T> squares) const {
-    return 1 / sqrt(squares / static_cast<acc_t<T>>(channels) + eps);
+    return rsqrt(squares * per_channel + eps);
   }
 };
 
-template <class T, int V>
+/// What a thread holds of one row before it is normalized.
+template <class T, int V, bool kAdd>
+struct Entering {
+  Pack<T> x[V], delta[kAdd ? V : 1];
+
+  __device__ __forceinline__ void fetch(const Forward<T>& f, std::int64_t r, const Team& team, int vectors) {
+    const int count = r < f.rows ? vectors : 0;
+    load_row<V>(x, f.x_RC + r * f.x_stride, team, count);
+    if constexpr (kAdd) load_row<V>(delta, f.delta_RC + r * f.delta_stride, team, count);
+  }
+  /// x becomes the sum.
+  __device__ __forceinline__ void add(T* sum, const Team& team, int count) {
+    constexpr int N = kVec<T>;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      acc_t<T> both[N];
+#pragma unroll
+      for (int k = 0; k < N; ++k) both[k] = x[v][k] + delta[v][k];
+      x[v] = Pack<T>::of(both);
+      const int i = team.index + v * team.threads;
+      if (i < count) store_pack(sum + i * N, x[v]);
+    }
+  }
+};
+
+/// Blocks stay, with the weight in registers; the next row is on its way while a row is worked on.
+template <class T, int V, bool kAdd>
 __global__ void __launch_bounds__(kForwardMost) forward_kernel(Forward<T> f, int team_threads) {
   using A = acc_t<T>;
   constexpr int N = kVec<T>;
   __shared__ A shared[64];
-  const Team team(team_threads);
-  const int teams = static_cast<int>(blockDim.x) / team_threads, vectors = static_cast<int>(f.channels) / N;
+  constexpr bool kWhole = V == kMostVecs;
+  const Team team = kWhole ? Team() : Team(team_threads);
+  const int teams = kWhole ? 1 : static_cast<int>(blockDim.x) / team_threads;
+  const int vectors = static_cast<int>(f.channels) / N;
+  Entering<T, V, kAdd> now, next;
+  next.fetch(f, first_row(teams) + team.slot, team, vectors);
+  Pack<T> weight[V];
+  load_row<V, false>(weight, f.weight_C, team, vectors);
   int turn = 0;
   for (std::int64_t base = first_row(teams); base < f.rows; base += row_step(teams), turn ^= 1) {
     const std::int64_t r = base + team.slot;
     const int count = r < f.rows ? vectors : 0;
-    Pack<T> x[V], delta[V];
-    load_row<V>(x, f.x_RC + r * f.x_stride, team, count);
-    if (f.delta_RC != nullptr) {
-      load_row<V>(delta, f.delta_RC + r * f.delta_stride, team, count);
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        A sum[N];
-#pragma unroll
-        for (int k = 0; k < N; ++k) sum[k] = x[v][k] + delta[v][k];
-        x[v] = Pack<T>::of(sum);
-        const int i = team.index + v * team_threads;
-        if (i < count) store_pack(f.sum_RC + r * f.sum_stride + i * N, x[v]);
-      }
-    }
+    now = next;
+    next.fetch(f, r + row_step(teams), team, vectors);
+    if constexpr (kAdd) now.add(f.sum_RC + r * f.sum_stride, team, count);
     A squares = 0;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
 #pragma unroll
-      for (int k = 0; k < N; ++k) squares += x[v][k] * x[v][k];
-      x[v].forget_unpacked();
+      for (int k = 0; k < N; ++k) squares += now.x[v][k] * now.x[v][k];
+      now.x[v].forget_unpacked();
     }
     const A inv_rms = f.inverse(team_sum(squares, team, shared, turn));
-    Pack<T> weight[V];
-    load_row<V, false>(weight, f.weight_C, team, count);
     if (f.inv_rms_R != nullptr && team.index == 0 && r < f.rows) f.inv_rms_R[r * f.inv_stride] = inv_rms;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
+      weight[v].forget_unpacked();
       A y[N];
 #pragma unroll
-      for (int k = 0; k < N; ++k) y[k] = x[v][k] * inv_rms;
+      for (int k = 0; k < N; ++k) y[k] = now.x[v][k] * inv_rms;
       const Pack<T> normalized = Pack<T>::of(y);
 #pragma unroll
       for (int k = 0; k < N; ++k) y[k] = normalized[k] * weight[v][k];
-      const int i = team.index + v * team_threads;
+      const int i = team.index + v * team.threads;
       if (i < count) store_pack(f.y_RC + r * f.y_stride + i * N, Pack<T>::of(y));
     }
   }
@@ -329,18 +353,28 @@ struct Layout {
   }
 };
 
-template <class T>
+/// As many blocks as run at once, so that none starts late.
+template <class... Arguments>
+unsigned resident_blocks(void (*kernel)(Arguments...), int threads, std::int64_t wanted) {
+  int each = 0;
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, 0));
+  return device::grid_for(wanted, 1, std::int64_t{std::max(1, each)} * ridge::cuda::multiprocessors());
+}
+
+template <class T, bool kAdd>
 void run_forward(Stream& stream, const Forward<T>& f, bool vectors) {
-  const Layout layout(f.channels / kVec<T>, device::kWarp, kForwardBlock, kForwardMost);
+  Layout layout(f.channels / kVec<T>, device::kWarp, kForwardBlock, kForwardMost);
   if (!vectors || layout.each == 0)
     return forward_any_kernel<T><<<device::grid_for(f.rows, 1), kAnyBlock, 0, native(stream)>>>(f);
+  if (layout.each == kMostVecs) layout.teams = 1;
   const auto start = [&](auto kernel) {
-    kernel<<<device::grid_for(f.rows, layout.teams), layout.team * layout.teams, 0, native(stream)>>>(
-        f, layout.team);
+    const int threads = layout.team * layout.teams;
+    const unsigned blocks = resident_blocks(kernel, threads, ceil_div(f.rows, layout.teams));
+    kernel<<<blocks, threads, 0, native(stream)>>>(f, layout.team);
   };
-  if (layout.each == 1) return start(forward_kernel<T, 1>);
-  if (layout.each == 2) return start(forward_kernel<T, 2>);
-  start(forward_kernel<T, 4>);
+  if (layout.each == 1) return start(forward_kernel<T, 1, kAdd>);
+  if (layout.each == 2) return start(forward_kernel<T, 2, kAdd>);
+  start(forward_kernel<T, 4, kAdd>);
 }
 
 template <class T, bool kWeight>
@@ -399,9 +433,12 @@ void rms_norm(Stream& stream, View<const T> x_RC, View<const T> delta_RC, View<c
                      stride_of(sum_RC),
                      y_RC.strides[0],
                      stride_of(inv_rms_R),
-                     static_cast<acc_t<T>>(eps)};
+                     static_cast<acc_t<T>>(eps),
+                     static_cast<acc_t<T>>(1 / static_cast<double>(std::max<std::int64_t>(1, x_RC.dim(1))))};
   if (f.rows == 0 || f.channels == 0) return;
-  run_forward(stream, f, in_vectors<T>(weight_C, {x_RC, delta_RC, sum_RC, y_RC}));
+  const bool vectors = in_vectors<T>(weight_C, {x_RC, delta_RC, sum_RC, y_RC});
+  f.delta_RC != nullptr ? run_forward<T, true>(stream, f, vectors)
+                        : run_forward<T, false>(stream, f, vectors);
 }
 
 template <class T>

@@ -16,7 +16,8 @@ struct Case {
 // Rows of logits and gradient that begin at multiples of 16 bytes, that lie alike, and that do not.
 constexpr Case kCases[] = {{1, 1, 5, 2},      {3, 17, 5, 2},    {65, 129, 5, 2},   {7, 2049, 5, 2},
                            {2, 50257, 5, 2},  {5, 50257, 0, 0}, {5, 4096, 8, 16},  {3, 24593, 7, 7},
-                           {2, 128256, 8, 0}, {9, 512, 0, 0},   {3, 151936, 0, 8}, {3, 13, 0, 0}};
+                           {4, 128256, 8, 0}, {9, 512, 0, 0},   {3, 151936, 0, 8}, {3, 13, 0, 0},
+                           {5, 8192, 0, 0},   {3, 50304, 8, 0}, {4, 32008, 0, 0}};
 
 Array<std::int32_t> targets_for(Case size) {
   Array<std::int32_t> targets({size.rows});
@@ -123,6 +124,34 @@ TYPED_TEST(CrossEntropy, InPlaceGivesLossAndGradient) {
   }
 }
 
+/// More rows than a GPU works on at once, ignored ones among them: the same as loss and gradient apart.
+TYPED_TEST(CrossEntropy, InPlaceAgreesOverManyRows) {
+  using T = TypeParam;
+  constexpr double kScale = 0.375;
+  const std::int64_t many = on_gpu() ? 300 : 7;
+  for (const Case size : {Case{2 * many, 8200}, Case{many, 65600}}) {
+    const Shape shape{size.rows, size.vocabulary};
+    Array<T> logits(shape), want(shape);
+    logits.randomize(1, -5, 5);
+    auto targets = targets_for(size);
+    Array<acc_t<T>> loss({size.rows}), want_loss({size.rows}), lse({size.rows}), dloss({size.rows});
+    for (auto& factor : dloss.data()) factor = static_cast<acc_t<T>>(kScale);
+    cross_entropy<T>(test_stream(), logits.in(), targets.in(), want_loss.view(), lse.view());
+    cross_entropy_backward<T>(test_stream(), logits.in(), targets.in(), lse.in(), dloss.in(), want.view());
+    cross_entropy_in_place<T>(test_stream(), logits.view(), targets.in(), kScale, loss.view());
+    EXPECT_LT(normalized_error(loss.values(), want_loss.values()), tolerance<acc_t<T>>());
+    const double bound = 2 * tolerance<T>() * kScale;
+    const auto &got = logits.data(), &wanted = want.data();
+    std::int64_t wrong = 0;  // NaN counts
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const double difference = static_cast<double>(static_cast<acc_t<T>>(got[i])) -
+                                static_cast<double>(static_cast<acc_t<T>>(wanted[i]));
+      wrong += !(std::fabs(difference) <= bound);
+    }
+    EXPECT_EQ(wrong, 0) << size.rows << " x " << size.vocabulary;
+  }
+}
+
 TYPED_TEST(CrossEntropy, IgnoredRowsGiveExactZeros) {
   using T = TypeParam;
   Array<T> logits({2, 9}), dlogits({2, 9});
@@ -153,6 +182,41 @@ TEST(CrossEntropyExtremes, MaskedLogitsAndLargeOnes) {
   logits.data()[8299] = std::numeric_limits<float>::quiet_NaN();
   cross_entropy<float>(test_stream(), logits.in(), targets.in(), loss.view(), lse.view());
   EXPECT_TRUE(std::isnan(loss.values()[0]));
+}
+
+TEST(CrossEntropyExtremes, InPlaceMaskedLogitsAndNaN) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  constexpr std::int64_t kWidth = 32768;
+  Array<float> logits({4, kWidth});
+  logits.randomize(1);
+  std::fill_n(logits.data().begin(), kWidth - 100, -kInf);
+  logits.data()[kWidth + 17] = 1e30f;
+  logits.data()[4 * kWidth - 1] = std::numeric_limits<float>::quiet_NaN();
+  Array<std::int32_t> targets({4});
+  targets.data() = {kWidth - 50, 17, kIgnoreIndex, 5};
+  Array<float> loss({4});
+  const std::vector<double> tail(logits.data().begin() + kWidth - 100, logits.data().begin() + kWidth);
+  cross_entropy_in_place<float>(test_stream(), logits.view(), targets.in(), 1, loss.view());
+  EXPECT_NEAR(loss.values()[0], log_sum_exp(tail, 0, 100) - tail[50], 1e-5);
+  EXPECT_EQ(logits.values()[0], 0);
+  EXPECT_EQ(loss.values()[1], 0);
+  EXPECT_EQ(logits.values()[kWidth + 17], 0);
+  EXPECT_EQ(loss.values()[2], 0);
+  EXPECT_EQ(logits.values()[2 * kWidth], 0);
+  EXPECT_TRUE(std::isnan(loss.values()[3]));
+  EXPECT_TRUE(std::isnan(logits.values()[3 * kWidth]));
+}
+
+TEST(CrossEntropyErrors, BadTargetOfALongRowCountsForNothing) {
+  Array<float> logits({3, 16384}), loss({3});
+  logits.randomize(1);
+  Array<std::int32_t> targets({3});
+  targets.data() = {0, 16384, 1};
+  const auto message = message_of<UserError>([&] {
+    cross_entropy_in_place<float>(test_stream(), logits.view(), targets.in(), 1, loss.view());
+    wait_for_device();
+  });
+  EXPECT_NE(message.find("target 16384 in row 1"), std::string::npos) << message;
 }
 
 TYPED_TEST(CrossEntropy, SameBitsOnAnyThreads) {

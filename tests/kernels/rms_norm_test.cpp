@@ -15,10 +15,10 @@ struct Case {
   std::int64_t rows, channels, gap;
 };
 // A gap of 8 keeps rows at multiples of 16 bytes: these sizes take each way that a row is laid over threads.
-constexpr Case kCases[] = {{1, 1, 5},      {3, 17, 5},    {5, 65, 5},   {129, 130, 5}, {700, 64, 5},
-                           {2, 4097, 5},   {300, 8, 8},   {700, 64, 8}, {130, 136, 8}, {66, 1032, 8},
-                           {600, 2048, 8}, {67, 4104, 8}, {3, 8192, 8}, {3, 16384, 8}, {3, 16392, 8},
-                           {2, 32768, 8},  {2, 40000, 8}};
+constexpr Case kCases[] = {
+    {1, 1, 5},     {3, 17, 5},    {5, 65, 5},    {129, 130, 5},  {700, 64, 5},  {2, 4097, 5}, {300, 8, 8},
+    {700, 64, 8},  {130, 136, 8}, {66, 1032, 8}, {600, 2048, 8}, {67, 4104, 8}, {3, 8192, 8}, {3, 16384, 8},
+    {3, 16392, 8}, {2, 32768, 8}, {2, 40000, 8}, {5, 4096, 8},   {9, 3584, 8},  {67, 896, 8}, {5000, 264, 8}};
 
 double inverse_rms(const std::vector<double>& x, std::int64_t row, std::int64_t channels) {
   double sum = 0;
