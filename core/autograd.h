@@ -135,7 +135,7 @@ Tensor grad_of(const Tensor& parameter);
 /// Runs the tape back from `root` with gradient `dy` (default: ones) and adds into the leaves.
 void backward(const Tensor& root, const Tensor& dy = {});
 
-/// Gradients of `root` at the tensors that made `inputs`, without touching any leaf's grad.
+/// Gradients of `root` at the tensors that made `inputs`; leaves that are not among these collect theirs.
 Grads gradients(const Tensor& root, const Tensor& dy, const std::vector<Edge>& inputs);
 
 /// Computes `fn(inputs)` without keeping what is inside; the backward pass runs it again (Chen et al., 2016).

@@ -86,7 +86,7 @@ void* Tensor::data() const {
 }
 
 double Tensor::item() const {
-  check(numel() == 1, "item of a tensor of one element");
+  check(numel() == 1 && device_ != Device::meta, "item of a tensor of one element, not on meta");
   if (device_ == Device::cuda) return on(Device::cpu).item();
   return visit_any(dtype_, [&]<class T>(std::type_identity<T>) {
     const T value = *static_cast<const T*>(data());

@@ -80,7 +80,7 @@ struct Backward {
         each_element(n, alone, next_dy, next_x);
       } else {
         const auto joined = [gradient, residual = &residual_RC(r), dx = &dx_RC(r)](std::int64_t i) {
-          store(dx[i], load(residual[i]) + gradient(i));
+          store(dx[i], load(residual[i]) + round_to<T>(gradient(i)));  // as norm and add apart would
         };
         each_element(n, joined, next_dy, next_x, &residual_RC(r) + residual_RC.strides[0]);
       }

@@ -16,6 +16,11 @@ using device::ceil_div, device::kVec, device::load, device::load_pack, device::l
 using device::Pack, device::round_to, device::store_pack, device::store_vec, device::Sum, device::Vec;
 using device::warp_all;
 
+/// The sum as if its terms had been stored first: no fused multiply-add, so that a fused kernel and two plain
+/// ones give the same bits.
+__device__ __forceinline__ float add_apart(float a, float b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ double add_apart(double a, double b) { return __dadd_rn(a, b); }
+
 constexpr int kAnyBlock = 256, kForwardBlock = 64, kForwardMost = 512, kBackwardBlock = 512;  // threads
 constexpr int kMostVecs = 4;  // of one row in one thread
 
@@ -267,7 +272,8 @@ __global__ void __launch_bounds__(kBackwardBlock, V == 1 ? 2 : 1)
       for (int k = 0; k < N; ++k) {
         const A d = now.dy[v][k], normalized = now.x[v][k] * now.inv_rms;
         if constexpr (kWeight) sums[v][k] += d * normalized;
-        dx[k] = residual[v][k] + now.inv_rms * (d * weight[v][k] - normalized * mean);
+        const A gradient = now.inv_rms * (d * weight[v][k] - normalized * mean);
+        dx[k] = add_apart(residual[v][k], load(round_to<T>(gradient)));
       }
       const int i = team.index + v * team_threads;
       if (i < count) store_pack(b.dx_RC + r * b.dx_stride + i * N, Pack<T>::of(dx));
@@ -297,7 +303,7 @@ __global__ void __launch_bounds__(kAnyBlock) backward_any_kernel(Backward<T> b) 
     for (std::int64_t c = threadIdx.x; c < b.channels; c += blockDim.x) {
       const A gradient = inv_rms * (load(dy[c]) * load(b.weight_C[c]) - load(x[c]) * inv_rms * mean);
       const A before = b.residual_RC != nullptr ? load(b.residual_RC[r * b.residual_stride + c]) : A(0);
-      b.dx_RC[r * b.dx_stride + c] = round_to<T>(before + gradient);
+      b.dx_RC[r * b.dx_stride + c] = round_to<T>(add_apart(before, load(round_to<T>(gradient))));
     }
   }
 }

@@ -67,7 +67,8 @@ int run(int argc, char** argv, ridge::parallel::MpiSession& mpi) {
   ridge::add_bench(root, context);
   ridge::add_sample_text(root, context);
   app.parse_complete_callback([&] {
-    ridge::parse_device(context.device);
+    if (context.device != "auto")
+      ridge::parse_device(context.device);  // whether there is a GPU is asked when it is used
     choose_threads(mpi);
   });
   try {

@@ -37,20 +37,27 @@ Tensor as_tensor(const TensorEntry& entry, DType dtype, const std::shared_ptr<co
   return copy;
 }
 
-void load_parameter(const nn::Parameter& p, const std::shared_ptr<const WeightFolder>& folder,
-                    LoadMode mode) {
-  const TensorEntry* entry = folder->find(p.name);
-  require(entry != nullptr, "{}: tensor {} is missing: the config asks for it with shape {}", folder->path(),
+// The stored tensor of a parameter; a UserError where it is not what the config asks for.
+const TensorEntry& entry_of(const nn::Parameter& p, const WeightFolder& folder) {
+  const TensorEntry* entry = folder.find(p.name);
+  require(entry != nullptr, "{}: tensor {} is missing: the config asks for it with shape {}", folder.path(),
           p.name, to_string(p.value->shape()));
   require(entry->shape == extents(p.value->shape()), "{}: tensor {} has shape {}, but config.json says {}",
-          folder->path(), p.name, shape_text(entry->shape), to_string(p.value->shape()));
+          folder.path(), p.name, shape_text(entry->shape), to_string(p.value->shape()));
   const auto dtype = entry->type();
   require(dtype && is_floating(*dtype), "{}: tensor {} is stored as {}: F32, BF16 or F16 are read",
-          folder->path(), p.name, entry->dtype);
-  const Tensor stored = as_tensor(*entry, *dtype, folder);
+          folder.path(), p.name, entry->dtype);
+  return *entry;
+}
+
+void load_parameter(const nn::Parameter& p, const std::shared_ptr<const WeightFolder>& folder,
+                    LoadMode mode) {
+  const TensorEntry& entry = entry_of(p, *folder);
+  const DType dtype = entry.type().value();
+  const Tensor stored = as_tensor(entry, dtype, folder);
   if (p.value->device() == Device::cuda) {
     p.value->copy_from(stored);
-  } else if (mode == LoadMode::read && *dtype == p.value->dtype()) {
+  } else if (mode == LoadMode::read && dtype == p.value->dtype()) {
     *p.value = stored;
   } else {
     const PurposeScope purpose(Purpose::weights);
@@ -121,10 +128,11 @@ LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode, De
                     "the file's is used",
                     folder));
   }
+  loaded.model = std::make_unique<Llama>(config, dtype, Device::meta);
+  for (const nn::Parameter& p : loaded.model->parameters()) entry_of(p, *weights);
   weights->prefetch();
   // On the CPU parameters come to life one by one; on a GPU they are copied into the model's own memory.
-  loaded.model =
-      std::make_unique<Llama>(std::move(config), dtype, device == Device::cpu ? Device::meta : device);
+  if (device != Device::cpu) loaded.model = std::make_unique<Llama>(std::move(config), dtype, device);
   for (const nn::Parameter& p : loaded.model->parameters()) load_parameter(p, weights, mode);
   loaded.model->adopt(device);
   const auto unused = unused_tensors(*loaded.model, *weights);

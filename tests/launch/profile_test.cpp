@@ -134,7 +134,7 @@ TEST(Bench, ReportsSharesOfTheLimits) {
   const Json train = json_of({"bench", "train", "--model", model, "--batch", "2", "--sequence-length", "64",
                               "--steps", "3", "--json"},
                              {});
-  for (const char* key : {"step_seconds", "tokens_per_s", "flops_per_s", "limit_share", "sgemm_flops_per_s",
+  for (const char* key : {"step_seconds", "tokens_per_s", "flops_per_s", "limit_share", "matmul_flops_per_s",
                           "peak_bytes", "predicted_bytes"})
     EXPECT_GT(train.at(key), 0) << key;
   EXPECT_NEAR(train.at("tokens_per_s").get<double>() * train.at("step_seconds").get<double>(), 128, 1e-6);
