@@ -8,7 +8,7 @@ namespace ridge {
 class Context;
 
 struct KernelBenchOptions {
-  std::int64_t rows = 16384;  // tokens
+  std::int64_t rows = 32768;  // tokens
   std::int64_t runs = 10;     // batches of ten launches
 };
 

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "core/base/cuda.h"
 #include "tests/launch/train_helpers.h"
 
 namespace ridge {
@@ -64,7 +65,7 @@ TEST(Info, AnswersForABigModelWithoutItsMemory) {
   EXPECT_EQ(info.at("bytes"), 16060522496);
   EXPECT_EQ(info.at("kv_bytes_per_token"), 131072);
   if (kSanitized) return;
-  EXPECT_LT(outcome.peak_bytes, 200 << 20);
+  EXPECT_LT(outcome.peak_bytes, (built_with_cuda() ? 500 : 200) << 20);  // CUDA's libraries alone are 200 MiB
   EXPECT_LT(outcome.seconds, 2);
 }
 
