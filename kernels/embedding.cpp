@@ -64,7 +64,7 @@ void embedding_backward(Stream& stream, View<const T> dy_NC, View<const std::int
   check(dtable_VC.rows_dense() && dy_NC.rows_dense(), "embedding: dense rows");
   const double elements = static_cast<double>(dy_NC.numel());
   const Work work{elements, dy_NC.bytes() + ids_N.bytes() + 2 * elements * sizeof(acc_t<T>)};
-  const bool on_cpu = stream.device() == Device::cpu;
+  const bool on_cpu = planned_device(stream.device()) == Device::cpu;
   const PurposeScope purpose(Purpose::workspace);
   const Storage scratch(stream.device(), on_cpu ? 0 : cuda::embedding_scratch_bytes(ids_N.dim(0)));
   const auto add_columns = [&](std::int64_t begin, std::int64_t end) {

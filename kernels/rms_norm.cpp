@@ -181,7 +181,7 @@ void rms_norm_backward(Stream& stream, View<const T> dy_RC, View<const T> x_RC, 
   const double flops = ((wanted ? 9.0 : 7.0) + (adds ? 1.0 : 0.0)) * static_cast<double>(rows * channels);
   std::optional<Storage> scratch;
   View<acc_t<T>> partial_PC;
-  if (wanted && stream.device() != Device::cpu) {
+  if (wanted && planned_device(stream.device()) == Device::cuda) {
     const PurposeScope purpose(Purpose::workspace);
     scratch.emplace(stream.device(), parts * channels * static_cast<std::int64_t>(sizeof(acc_t<T>)));
     partial_PC = View<acc_t<T>>(static_cast<acc_t<T>*>(scratch->data()), {parts, channels});

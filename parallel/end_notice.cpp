@@ -11,9 +11,10 @@ namespace {
 std::atomic<const char*> text{nullptr};
 std::atomic<std::size_t> length{0};
 
-// The default action is in place again (SA_RESETHAND), and takes the signal when this returns.
+// The default action is in place again (SA_RESETHAND), and takes the signal when this returns. The line is
+// said once, whatever a library does about signals meanwhile.
 void say_and_end(int signal) {
-  const char* line = text.load();
+  const char* line = text.exchange(nullptr);
   if (line != nullptr) {
     const ssize_t written = ::write(STDERR_FILENO, line, length.load());
     static_cast<void>(written);
