@@ -22,8 +22,7 @@ __device__ __forceinline__ float add_apart(float a, float b) { return __fadd_rn(
 __device__ __forceinline__ double add_apart(double a, double b) { return __dadd_rn(a, b); }
 
 constexpr int kAnyBlock = 256, kForwardBlock = 64, kForwardMost = 512, kBackwardBlock = 512;  // threads
-constexpr int kMostVecs = 4;     // of one row in one thread
-constexpr int kWarpBlock = 128;  // threads of a block whose warps have a row each
+constexpr int kMostVecs = 4;  // of one row in one thread
 
 /// This thread's place in the team of `threads` that shares a row: a power of two below 32, or whole warps.
 struct Team {
@@ -109,42 +108,6 @@ struct Entering {
     }
   }
 };
-
-/// Short enough rows: a warp a row, nothing to wait for but memory; the weight comes through L1.
-template <class T, int V, bool kAdd>
-__global__ void __launch_bounds__(kWarpBlock) forward_warp_kernel(Forward<T> f) {
-  using A = acc_t<T>;
-  constexpr int N = kVec<T>;
-  const Team team(device::kWarp);
-  const std::int64_t r = static_cast<std::int64_t>(blockIdx.x) * (kWarpBlock / device::kWarp) + team.slot;
-  if (r >= f.rows) return;
-  const int count = static_cast<int>(f.channels) / N;
-  Entering<T, V, kAdd> row;
-  row.fetch(f, r, team, count);
-  if constexpr (kAdd) row.add(f.sum_RC + r * f.sum_stride, team, count);
-  A squares = 0;
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-#pragma unroll
-    for (int k = 0; k < N; ++k) squares += row.x[v][k] * row.x[v][k];
-    row.x[v].forget_unpacked();
-  }
-  const A inv_rms = f.inverse(warp_all<Sum>(squares));
-  if (f.inv_rms_R != nullptr && team.index == 0) f.inv_rms_R[r * f.inv_stride] = inv_rms;
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    const int i = team.index + v * device::kWarp;
-    if (i >= count) continue;
-    const Pack<T> weight = load_pack(f.weight_C + i * N);
-    A y[N];
-#pragma unroll
-    for (int k = 0; k < N; ++k) y[k] = row.x[v][k] * inv_rms;
-    const Pack<T> normalized = Pack<T>::of(y);
-#pragma unroll
-    for (int k = 0; k < N; ++k) y[k] = normalized[k] * weight[k];
-    store_pack(f.y_RC + r * f.y_stride + i * N, Pack<T>::of(y));
-  }
-}
 
 /// Blocks stay, with the weight in registers; the next row is on its way while a row is worked on.
 template <class T, int V, bool kAdd>
@@ -409,12 +372,6 @@ void run_forward(Stream& stream, const Forward<T>& f, bool vectors) {
   Layout layout(f.channels / kVec<T>, device::kWarp, kForwardBlock, kForwardMost);
   if (!vectors || layout.each == 0)
     return forward_any_kernel<T><<<device::grid_for(f.rows, 1), kAnyBlock, 0, native(stream)>>>(f);
-  const std::int64_t of_lane = ceil_div(f.channels / kVec<T>, device::kWarp);
-  const auto start_warps = [&](auto kernel) {
-    kernel<<<device::grid_for(f.rows, kWarpBlock / device::kWarp), kWarpBlock, 0, native(stream)>>>(f);
-  };
-  if (of_lane > 4 && of_lane <= 8) return start_warps(forward_warp_kernel<T, 8, kAdd>);
-  if (of_lane > 8 && of_lane <= 16) return start_warps(forward_warp_kernel<T, 16, kAdd>);
   if (layout.each == kMostVecs) layout.teams = 1;
   const auto start = [&](auto kernel) {
     const int threads = layout.team * layout.teams;
