@@ -15,8 +15,8 @@ namespace ridge::parallel {
 ///
 /// A bucket lies on its parameters' device. In it gradients stand in the order of `parameters`, each at a
 /// multiple of 16 bytes and otherwise without a gap: those of neighbours are one block of memory. One rank
-/// sends nothing: on the CPU it has no buckets, and gradients stay where backward makes them; on a GPU, and on
-/// meta that stands for one, it has the same buckets as one rank of many.
+/// sends nothing: on the CPU it has no buckets, and gradients stay where backward makes them; on a GPU, and
+/// on meta that stands for one, it has the same buckets as one rank of many.
 class GradientReducer {
  public:
   /// Buckets fill in the reverse order of `parameters`, which is about the order in which gradients arrive.

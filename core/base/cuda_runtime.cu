@@ -68,6 +68,7 @@ void select_device(int index) {
     int driver = 0, runtime = 0;
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
+    if (driver == 0) fail_user("--device cuda: this machine has no NVIDIA driver: use --device cpu");
     fail_user("--device cuda: the driver knows CUDA {}.{}, this build needs {}.{}: update the driver",
               driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
   }
