@@ -46,19 +46,28 @@ Tensor product(const Tensor& a, const Tensor& b) {
 
 DType acc_dtype(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
 
+// Adds a gradient of another dtype to a leaf's, or puts it there.
+void put(const GradSink& sink, const Tensor& grad) {
+  if (!sink.add) return sink.grad.copy_from(grad);
+  const Tensor same = grad.to(sink.grad.dtype());
+  visit_compute(same.dtype(), [&]<class T>(std::type_identity<T>) {
+    kernels::add<T>(current_stream(same.device()), sink.grad.view<T>(), same.view<T>(), sink.grad.view<T>());
+  });
+}
+
 // alpha a b as the gradient of input i: written or added to its leaf where it is one, else returned.
 Tensor weight_gradient(const PassContext& pass, std::size_t i, const Tensor& a, const Tensor& b,
                        double alpha = 1) {
-  if (const auto sink = pass.take_leaf(i)) {
-    if (sink->grad.dtype() == acc_dtype(a.dtype())) {
-      multiply_acc(a, b, sink->grad, alpha, sink->add ? 1 : 0);
-      return {};
-    }
-    fail("gradient of {} for a leaf that keeps {}", name_of(a.dtype()), name_of(sink->grad.dtype()));
+  const auto sink = pass.take_leaf(i);
+  if (sink && sink->grad.dtype() == acc_dtype(a.dtype())) {
+    multiply_acc(a, b, sink->grad, alpha, sink->add ? 1 : 0);
+    return {};
   }
   const Tensor grad = Tensor::empty({a.dim(0), b.dim(1)}, acc_dtype(a.dtype()), a.device());
   multiply_acc(a, b, grad, alpha, 0);
-  return grad;
+  if (!sink) return grad;
+  put(*sink, grad);  // an f32 adapter of an f64 model
+  return {};
 }
 
 void check_same(const Tensor& a, const Tensor& b, const char* op) {

@@ -240,6 +240,19 @@ TEST(AddLowRank, WorksInPlaceOnItsColumnsAlone) {
 }
 
 // Adapters are kept in f32 whatever the model's type; gradients are written to their places and added to.
+TEST(AddLowRank, F32AdaptersOfAnF64ModelCollectOverTwoPasses) {
+  const Tensor x = random_tensor({6, kIn}, 2), dy = random_tensor({6, 4}, 5);
+  const auto gradient = [&](DType dtype) {
+    Tensor a = random_tensor({3, kIn}, 3, -1, 1, DType::f32).to(dtype);
+    const Tensor b = random_tensor({4, 3}, 4, -1, 1, DType::f32).to(dtype);
+    autograd::set_requires_grad(a, true);
+    for (int pass = 0; pass < 2; ++pass)
+      autograd::backward(ops::add_low_rank(random_tensor({6, 4}, 1), x, a, b, 0, 0.5), dy);
+    return autograd::grad_of(a);
+  };
+  EXPECT_EQ(gradient(DType::f32).dtype(), DType::f32);
+  test::expect_close(gradient(DType::f32), gradient(DType::f64), 1e-6, "gradient of an f32 adapter");
+}
 TEST(AddLowRank, F32AdaptersOfABf16ModelCollectF32Gradients) {
   const Tensor y = random_tensor({6, 11}, 1), x = random_tensor({6, kIn}, 2);
   const auto run = [&](DType dtype, DType adapters) {
