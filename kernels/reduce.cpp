@@ -28,15 +28,18 @@ Nest outer_nest(const View<T>& view) {
 template <class T>
 acc_t<T> row_max(const T* x, std::int64_t step, std::int64_t n) {
   using A = acc_t<T>;
-  A top = -std::numeric_limits<A>::infinity();
-  int nans = 0;
-#pragma omp simd reduction(max : top) reduction(| : nans)
+  constexpr A kLeast = -std::numeric_limits<A>::infinity();
+  A top = kLeast;
+  int nans = 0, above = 0;  // above: clang's lanes begin at the least finite value, which no element may have
+#pragma omp simd reduction(max : top) reduction(| : nans, above)
   for (std::int64_t i = 0; i < n; ++i) {
     const A v = load(x[i * step]);
     top = v > top ? v : top;
     nans |= v != v;
+    above |= v > kLeast;
   }
-  return nans ? std::numeric_limits<A>::quiet_NaN() : top;
+  if (nans) return std::numeric_limits<A>::quiet_NaN();
+  return above ? top : kLeast;
 }
 
 template <class T>
