@@ -160,14 +160,6 @@ void argmax_last(Stream& stream, View<const T> x_RC, View<std::int32_t> index_R)
 }
 
 template <class T>
-double sum_of_squares(Stream& stream, View<const T> x) {
-  double sum = 0;
-  launch(stream, "sum_of_squares", Work{2 * static_cast<double>(x.numel()), distinct_bytes(x)},
-         [&] { sum = squares_on_cpu(x); });
-  return sum;
-}
-
-template <class T>
 void add_sum_of_squares(Stream& stream, View<const T> x, View<double> sum) {
   check(sum.numel() == 1, "add_sum_of_squares: one sum");
   const Work work{2 * static_cast<double>(x.numel()), distinct_bytes(x) + 2 * sum.bytes()};
@@ -187,19 +179,16 @@ std::int64_t first_non_finite(Stream& stream, View<const T> x) {
 
 template void max_last<float>(Stream&, View<const float>, View<float>);
 template void argmax_last<float>(Stream&, View<const float>, View<std::int32_t>);
-template double sum_of_squares<float>(Stream&, View<const float>);
 template void add_sum_of_squares<float>(Stream&, View<const float>, View<double>);
 template std::int64_t first_non_finite<float>(Stream&, View<const float>);
 
 template void max_last<double>(Stream&, View<const double>, View<double>);
 template void argmax_last<double>(Stream&, View<const double>, View<std::int32_t>);
-template double sum_of_squares<double>(Stream&, View<const double>);
 template void add_sum_of_squares<double>(Stream&, View<const double>, View<double>);
 template std::int64_t first_non_finite<double>(Stream&, View<const double>);
 
 template void max_last<bf16>(Stream&, View<const bf16>, View<bf16>);
 template void argmax_last<bf16>(Stream&, View<const bf16>, View<std::int32_t>);
-template double sum_of_squares<bf16>(Stream&, View<const bf16>);
 template void add_sum_of_squares<bf16>(Stream&, View<const bf16>, View<double>);
 template std::int64_t first_non_finite<bf16>(Stream&, View<const bf16>);
 

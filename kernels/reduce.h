@@ -23,10 +23,7 @@ void max_last(Stream& stream, View<const T> x, View<T> y);
 template <class T>
 void argmax_last(Stream& stream, View<const T> x_RC, View<std::int32_t> index_R);
 
-/// Sum of squares in f64, for gradient norms, on the CPU; 0 on meta.
-template <class T>
-double sum_of_squares(Stream& stream, View<const T> x);
-/// sum += sum of squares of x, in f64; `sum` is one element on the stream's device.
+/// sum += sum of squares of x, in f64, for gradient norms; `sum` is one element on the stream's device.
 template <class T>
 void add_sum_of_squares(Stream& stream, View<const T> x, View<double> sum);
 /// Row-major index of the first element that is infinite or NaN; -1 where none is, and on meta. Waits for a
