@@ -27,6 +27,25 @@ std::vector<Edge>*& leaf_recorder() {
   return recorder;
 }
 
+int& passes() {
+  static thread_local int under_way = 0;
+  return under_way;
+}
+
+DeferWeightGradients::Queue*& deferred() {
+  static thread_local DeferWeightGradients::Queue* queue = nullptr;
+  return queue;
+}
+
+// Counts the passes of this thread, one within another.
+class PassScope {
+ public:
+  PassScope() { ++passes(); }
+  ~PassScope() { --passes(); }
+  PassScope(const PassScope&) = delete;
+  PassScope& operator=(const PassScope&) = delete;
+};
+
 class LeafRecorder {
  public:
   LeafRecorder() : before_(leaf_recorder()) { leaf_recorder() = &leaves; }
@@ -83,6 +102,7 @@ class Pass {
 
   /// `unit`: dy is known to be 1.
   void run(const Edge& root, Tensor dy, bool unit = false) {
+    const PassScope under_way;
     unit_root_ = unit ? root.node.get() : nullptr;
     count_edges(root.node);
     missing_[root.node.get()] = 1;
@@ -173,6 +193,18 @@ Tensor ones_like(const Tensor& root) {
   return Tensor::full(root.shape(), 1.0, root.dtype(), root.device());
 }
 
+// Says when a gradient comes by.
+struct WhenBackward {
+  static constexpr const char* kName = "when_backward";
+  std::function<void()> fn;
+
+  Tensor forward(const Tensor& x) { return x; }
+  Grads vjp(const Tensor& dy, const Needs&) {
+    fn();
+    return {dy};
+  }
+};
+
 class RecomputeNode final : public Node {
  public:
   using Fn = std::function<Tensor(const std::vector<Tensor>&)>;
@@ -247,11 +279,6 @@ std::optional<GradSink> PassContext::take_leaf(std::size_t i) const {
   return leaf == nullptr ? std::nullopt : std::optional(leaf->open());
 }
 
-std::optional<GradSink> PassContext::peek_leaf(std::size_t i) const {
-  const auto* leaf = captured(i) ? nullptr : dynamic_cast<const Leaf*>(node_.inputs.at(i).node.get());
-  return leaf == nullptr ? std::nullopt : std::optional(leaf->peek());
-}
-
 bool PassContext::captured(std::size_t i) const {
   return captured_.count(node_.inputs.at(i).node.get()) != 0;
 }
@@ -271,6 +298,16 @@ void Leaf::accumulate(Tensor dy) {
     grad.storage()->retag(Purpose::gradients);
   }
 }
+
+bool in_backward() { return passes() > 0; }
+
+Tensor when_backward(const Tensor& x, std::function<void()> fn) {
+  return x.requires_grad() && grad_enabled() ? apply(WhenBackward{std::move(fn)}, x) : x;
+}
+
+DeferWeightGradients::DeferWeightGradients(Queue& queue) : before_(deferred()) { deferred() = &queue; }
+DeferWeightGradients::~DeferWeightGradients() { deferred() = before_; }
+DeferWeightGradients::Queue* deferred_weight_gradients() { return deferred(); }
 
 bool cheap_recompute() { return cheap_flag(); }
 CheapRecomputeScope::CheapRecomputeScope(bool on) : before_(cheap_flag()) { cheap_flag() = on; }

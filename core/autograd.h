@@ -43,8 +43,6 @@ class PassContext {
       : node_(node), captured_(captured), unit_(unit) {}
   /// The gradient memory of input `i` where that is a leaf. Once taken, the op must fill it.
   std::optional<GradSink> take_leaf(std::size_t i) const;
-  /// The same place without taking it; its tensor is undefined where there is no memory yet.
-  std::optional<GradSink> peek_leaf(std::size_t i) const;
   /// Whether input `i` is one whose gradient the caller of gradients() wants as a tensor.
   bool captured(std::size_t i) const;
   /// Whether the gradient that arrives is known to be 1, so that nothing need be multiplied by it.
@@ -84,7 +82,6 @@ class Leaf final : public Node {
   void accumulate(Tensor dy);
   /// The gradient's memory, for an op that fills it itself.
   GradSink open();
-  GradSink peek() const { return grad.defined() ? GradSink{grad, true} : GradSink{buffer, false}; }
 
   Tensor grad;    // of the value's shape; undefined until a backward pass reaches it
   Tensor buffer;  // optional memory for grad, such as a slice of a reduction bucket
@@ -137,6 +134,28 @@ void backward(const Tensor& root, const Tensor& dy = {});
 
 /// Gradients of `root` at the tensors that made `inputs`; leaves that are not among these collect theirs.
 Grads gradients(const Tensor& root, const Tensor& dy, const std::vector<Edge>& inputs);
+
+/// Whether a backward pass is under way on this thread.
+bool in_backward();
+
+/// `x` itself; `fn` is called when its gradient has arrived, before that goes on.
+Tensor when_backward(const Tensor& x, std::function<void()> fn);
+
+/// For a scope of backward passes, gradients of weights that can wait are put into `queue`, to be run in that
+/// order: pipelines fill their bubbles with them (Qi et al., 2023).
+class DeferWeightGradients {
+ public:
+  using Queue = std::vector<std::function<void()>>;
+  explicit DeferWeightGradients(Queue& queue);
+  ~DeferWeightGradients();
+  DeferWeightGradients(const DeferWeightGradients&) = delete;
+  DeferWeightGradients& operator=(const DeferWeightGradients&) = delete;
+
+ private:
+  Queue* before_;
+};
+/// The queue of the innermost such scope; null outside.
+DeferWeightGradients::Queue* deferred_weight_gradients();
 
 /// Computes `fn(inputs)` without keeping what is inside; the backward pass runs it again (Chen et al., 2016).
 /// Random state at entry is restored, so results are the same bits.

@@ -81,6 +81,7 @@ bool Tensor::contiguous() const { return View<const char>(nullptr, shape_, strid
 
 void* Tensor::data() const {
   check(defined(), "data of an undefined tensor");
+  check(!storage_->dropped(), "a tensor whose memory is there");
   if (device_ == Device::meta) return nullptr;
   return static_cast<char*>(storage_->data()) + offset_ * static_cast<std::int64_t>(size_of(dtype_));
 }

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "core/base/cuda.h"
@@ -316,8 +317,20 @@ void Storage::retag(Purpose purpose) {
   purpose_ = purpose;
 }
 
+void Storage::drop() {
+  check(owner_ == nullptr, "a block of the pool is dropped");
+  if (std::exchange(dropped_, true)) return;
+  pool_of(device_).give(std::exchange(data_, nullptr), bytes_, purpose_);
+}
+
+void Storage::take() {
+  if (!dropped_) return;
+  data_ = pool_of(device_).take(bytes_, purpose_);
+  dropped_ = false;
+}
+
 Storage::~Storage() {
-  if (owner_ == nullptr) pool_of(device_).give(data_, bytes_, purpose_);
+  if (owner_ == nullptr && !dropped_) pool_of(device_).give(data_, bytes_, purpose_);
 }
 
 }  // namespace ridge

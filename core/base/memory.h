@@ -62,12 +62,18 @@ class Storage {
   bool borrowed() const { return owner_ != nullptr; }
   /// Counts the block under another purpose from now on.
   void retag(Purpose purpose);
+  /// Gives the block back to the pool while its tensors stay; they may not be used until take() gets one
+  /// again, which holds anything. Both do nothing where it is so already.
+  void drop();
+  void take();
+  bool dropped() const { return dropped_; }
 
  private:
   void* data_ = nullptr;
   std::int64_t bytes_ = 0;
   Device device_ = Device::cpu;
   Purpose purpose_ = Purpose::activations;
+  bool dropped_ = false;
   std::shared_ptr<const void> owner_;
 };
 

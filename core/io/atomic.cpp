@@ -44,9 +44,7 @@ std::string make_temporary(const std::string& path, Make make) {
 void sync_path(const std::string& path, int flags) {
   const FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags));
   require(fd.get() >= 0, "cannot open '{}' to sync it: {}", path, errno_text(errno));
-  // Some network file systems cannot sync a folder and say EINVAL.
-  const bool synced = ::fsync(fd.get()) == 0 || errno == EINVAL;  // first: arguments have no order
-  require(synced, "cannot sync '{}': {}", path, errno_text(errno));
+  sync_file(fd, path);
 }
 
 void sync_tree(const std::string& folder) {
@@ -113,6 +111,12 @@ void AtomicFile::commit() {
   temporary_.clear();
 }
 
+void sync_file(const FileDescriptor& fd, const std::string& path) {
+  // Some network file systems cannot sync a folder and say EINVAL.
+  const bool synced = ::fsync(fd.get()) == 0 || errno == EINVAL;  // first: arguments have no order
+  require(synced, "cannot sync '{}': {}", path, errno_text(errno));
+}
+
 void sync_and_rename(const std::string& temporary, const std::string& path) {
   sync_path(temporary, 0);
   const bool renamed = ::rename(temporary.c_str(), path.c_str()) == 0;
@@ -135,6 +139,13 @@ AtomicFolder::AtomicFolder(std::string path) : path_(without_trailing_slash(std:
           path_);
   temporary_ =
       make_temporary(path_, [](const std::string& name) { return ::mkdir(name.c_str(), 0777) == 0; });
+}
+
+AtomicFolder::AtomicFolder(std::string path, std::string temporary)
+    : path_(std::move(path)), temporary_(std::move(temporary)) {}
+
+AtomicFolder AtomicFolder::adopt(std::string path, std::string temporary) {
+  return {without_trailing_slash(std::move(path)), std::move(temporary)};
 }
 
 AtomicFolder::~AtomicFolder() {

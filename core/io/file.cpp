@@ -15,28 +15,13 @@
 namespace ridge {
 namespace {
 
-constexpr std::size_t kWriteBytes = std::size_t{1} << 30;  // Linux moves at most 2 GiB - 4 KiB a call
-
-FileDescriptor open_for_reading(const std::string& path) {
-  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // a FIFO must not block
-  require(fd.get() >= 0, "cannot open '{}': {}", path, errno_text(errno));
-  return fd;
-}
-
-std::uint64_t regular_size(const FileDescriptor& fd, const std::string& path) {
-  struct stat info {};
-  const bool known = ::fstat(fd.get(), &info) == 0;
-  require(known, "cannot open '{}': {}", path, errno_text(errno));
-  require(!S_ISDIR(info.st_mode), "cannot read '{}': it is a folder, not a file", path);
-  require(S_ISREG(info.st_mode), "cannot read '{}': it is not a regular file", path);
-  return static_cast<std::uint64_t>(info.st_size);
-}
+constexpr std::size_t kTransferBytes = std::size_t{1} << 30;  // Linux moves at most 2 GiB - 4 KiB a call
 
 // `write_some(bytes, done)` is write() or pwrite(); both may write less than asked or be interrupted.
 template <class WriteSome>
 void write_all(std::span<const std::byte> bytes, const std::string& path, WriteSome write_some) {
   for (std::size_t done = 0; done < bytes.size();) {
-    const ssize_t n = write_some(bytes.subspan(done, std::min(kWriteBytes, bytes.size() - done)), done);
+    const ssize_t n = write_some(bytes.subspan(done, std::min(kTransferBytes, bytes.size() - done)), done);
     if (n < 0 && errno == EINTR) continue;
     const int error = n < 0 ? errno : ENOSPC;
     require(n > 0, "cannot write '{}' ({} of {} bytes done): {}", path, done, bytes.size(),
@@ -63,9 +48,37 @@ bool FileDescriptor::close() {
   return fd < 0 || ::close(fd) == 0;
 }
 
+FileDescriptor open_for_reading(const std::string& path) {
+  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // a FIFO must not block
+  require(fd.get() >= 0, "cannot open '{}': {}", path, errno_text(errno));
+  return fd;
+}
+
+std::uint64_t size_of_file(const FileDescriptor& fd, const std::string& path) {
+  struct stat info {};
+  const bool known = ::fstat(fd.get(), &info) == 0;
+  require(known, "cannot open '{}': {}", path, errno_text(errno));
+  require(!S_ISDIR(info.st_mode), "cannot read '{}': it is a folder, not a file", path);
+  require(S_ISREG(info.st_mode), "cannot read '{}': it is not a regular file", path);
+  return static_cast<std::uint64_t>(info.st_size);
+}
+
+void read_fully_at(const FileDescriptor& fd, std::uint64_t offset, std::span<std::byte> bytes,
+                   const std::string& path) {
+  for (std::size_t done = 0; done < bytes.size();) {
+    const std::size_t part = std::min(kTransferBytes, bytes.size() - done);
+    const ssize_t n = ::pread(fd.get(), bytes.data() + done, part, static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    require(n >= 0, "cannot read '{}': {}", path, errno_text(errno));
+    require(n > 0, "cannot read '{}': it ends at byte {}, wanted {} bytes from {}", path, offset + done,
+            bytes.size(), offset);
+    done += static_cast<std::size_t>(n);
+  }
+}
+
 MappedFile MappedFile::open(const std::string& path) {
   const FileDescriptor fd = open_for_reading(path);
-  const std::uint64_t size = regular_size(fd, path);
+  const std::uint64_t size = size_of_file(fd, path);
   MappedFile file;
   file.path_ = path;
   if (size == 0) return file;
@@ -98,7 +111,7 @@ void prefetch(std::span<const std::byte> bytes) {
 
 std::string read_text_file(const std::string& path, std::size_t max_bytes) {
   const FileDescriptor fd = open_for_reading(path);
-  const std::uint64_t size = regular_size(fd, path);
+  const std::uint64_t size = size_of_file(fd, path);
   require(size <= max_bytes, "'{}' has {} bytes; at most {} are read", path, size, max_bytes);
   std::string text(size, '\0');
   std::size_t done = 0;

@@ -53,6 +53,13 @@ void prefetch(std::span<const std::byte> bytes);
 /// The whole content of a file; UserError when it is missing, unreadable or longer than `max_bytes`.
 std::string read_text_file(const std::string& path, std::size_t max_bytes);
 
+/// A regular file, opened to be read; UserError names `path` and the reason.
+FileDescriptor open_for_reading(const std::string& path);
+std::uint64_t size_of_file(const FileDescriptor& fd, const std::string& path);
+/// Fills `bytes` from `offset` on; UserError names `path` where the file ends before. Any thread.
+void read_fully_at(const FileDescriptor& fd, std::uint64_t offset, std::span<std::byte> bytes,
+                   const std::string& path);
+
 /// Writes all of `bytes` at the descriptor's position, or at `offset`; UserError names `path` and the reason.
 void write_fully(const FileDescriptor& fd, std::span<const std::byte> bytes, const std::string& path);
 void write_fully_at(const FileDescriptor& fd, std::uint64_t offset, std::span<const std::byte> bytes,
@@ -90,6 +97,8 @@ class AtomicFolder {
  public:
   /// UserError when the parent does not exist or cannot be written.
   explicit AtomicFolder(std::string path);
+  /// One that others have built under the name `temporary`, beside `path`.
+  static AtomicFolder adopt(std::string path, std::string temporary);
   AtomicFolder(const AtomicFolder&) = delete;
   ~AtomicFolder();
 
@@ -99,8 +108,12 @@ class AtomicFolder {
   void commit();
 
  private:
+  AtomicFolder(std::string path, std::string temporary);
   std::string path_, temporary_;
 };
+
+/// Waits until what was written to an open file is on disk.
+void sync_file(const FileDescriptor& fd, const std::string& path);
 
 /// Makes a finished file durable and gives it its final name: fsync, rename, fsync of the folder.
 void sync_and_rename(const std::string& temporary, const std::string& path);

@@ -63,6 +63,9 @@ class Hdf5File {
   void create_dataset(const std::string& dataset, DType dtype, std::span<const std::int64_t> dims);
   void write_dataset(const std::string& dataset, DType dtype, std::span<const std::int64_t> dims,
                      std::span<const std::byte> data);
+  /// Makes room for a dataset whose bytes the caller writes himself, after close() and past this library: the
+  /// place of its first byte in the file. At least one element.
+  std::uint64_t reserve_dataset(const std::string& dataset, DType dtype, std::span<const std::int64_t> dims);
   /// Writes the box `extent` at `offset`, row-major; both have as many dims as the dataset.
   void write_slab(const std::string& dataset, DType dtype, std::span<const std::int64_t> offset,
                   std::span<const std::int64_t> extent, std::span<const std::byte> data);

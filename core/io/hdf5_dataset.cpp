@@ -101,6 +101,17 @@ void Hdf5File::write_dataset(const std::string& dataset, DType dtype, Extent dim
   write_box(*impl_, made, dataset, dtype, origin, dims, data);
 }
 
+std::uint64_t Hdf5File::reserve_dataset(const std::string& dataset, DType dtype, Extent dims) {
+  const auto lock = lock_hdf5();
+  check(element_count(dims).value_or(0) > 0, "room for at least one element");
+  const Hdf5Handle properties = hdf5_dataset_properties();
+  check(H5Pset_alloc_time(properties.get(), H5D_ALLOC_TIME_EARLY) >= 0, "HDF5 takes early allocation");
+  const Hdf5Handle made = impl_->create_dataset(dataset, dtype, hdf5_space(dims), properties);
+  const haddr_t place = H5Dget_offset(made.get());
+  if (place == HADDR_UNDEF) impl_->fail("cannot make room for dataset {}", shown(dataset));
+  return place;
+}
+
 void Hdf5File::write_slab(const std::string& dataset, DType dtype, Extent offset, Extent extent,
                           std::span<const std::byte> data) {
   const auto lock = lock_hdf5();

@@ -7,14 +7,29 @@
 #include <vector>
 
 #include "core/models/config.h"
+#include "core/nn/embedding.h"
 #include "core/nn/kv_cache.h"
 #include "core/nn/linear.h"
 #include "core/nn/module.h"
+#include "core/nn/self_attention.h"
 
 namespace ridge::models {
 
 /// Nothing; norms and activations (cheap to compute, dear to keep); all but the input of each block.
 enum class Recompute { none, selective, blocks };
+
+/// Blocks first .. end - 1: a part of a model. The embedding goes with block 0, the final norm and the output
+/// layer with the last.
+struct LayerRange {
+  std::int64_t first = 0, end = 0;
+
+  bool operator==(const LayerRange&) const = default;
+};
+
+/// Random values of a whole parameter: matrices normal(0, initializer_range), norms one, biases zero.
+/// `index`: its place among the parameters of the whole model.
+void initialize_parameter(const ModelConfig& config, const nn::Parameter& parameter, std::uint64_t index,
+                          std::uint64_t seed);
 
 /// B sequences, T tokens, C channels, V vocabulary. Ids and targets may lie on another device than the model.
 class Llama {
@@ -37,12 +52,35 @@ class Llama {
   /// Losses [B * T], without gradients.
   Tensor token_losses(const Tensor& ids_BT, const Tensor& targets_BT);
 
+  /// The parts of loss(), for a model in stages: the embedding [B, T, C], a run of blocks, and norm, output
+  /// layer and loss.
+  Tensor embed(const Tensor& ids_BT);
+  Tensor run_blocks(LayerRange range, const Tensor& x_BTC);
+  Tensor finish_loss(const Tensor& x_BTC, const Tensor& targets_BT, double scale);
+  /// As token_losses, of what the last block gives.
+  Tensor finish_token_losses(const Tensor& x_BTC, const Tensor& targets_BT);
+  /// Drops all blocks but those of `ranges`, and the embedding, norm and output layer that do not go with
+  /// them. A tied output layer keeps its table.
+  void keep(const std::vector<LayerRange>& ranges);
+
   /// All parameters by their Hugging Face names; valid until a layer is replaced.
   nn::Parameters parameters();
+  /// The same by unit: the embedding, the blocks, the final norm with the output layer. A tied model's last
+  /// unit is its first. Units that were dropped are empty.
+  std::vector<nn::Unit> units();
   /// The linear layers of the blocks, then the output layer where it is not tied.
   std::vector<nn::LinearSlot> linears();
 
-  /// Random weights: normal(0, initializer_range), norms one, biases zero.
+  /// Where layers of another kind may be put; null where they were dropped.
+  std::unique_ptr<nn::Embedding>& embedding_slot() { return embedding_; }
+  std::unique_ptr<nn::Linear>& head_slot() { return head_; }
+  void set_attention(std::shared_ptr<const nn::SelfAttention> attention) {
+    attention_ = std::move(attention);
+  }
+  /// Null: none. It must outlive the model's use.
+  void set_observer(nn::UnitObserver* observer) { observer_ = observer; }
+
+  /// Random weights: initialize_parameter() of each.
   void initialize(std::uint64_t seed);
   /// What the backward pass computes again in place of keeping it.
   void set_recompute(Recompute recompute) { recompute_ = recompute; }
@@ -59,17 +97,26 @@ class Llama {
 
  private:
   struct Block;
+  struct Residual;
+
+  Residual blocks(LayerRange range, Residual residual, nn::KvCache* cache);
+  Tensor final_norm(Residual residual);
+  std::size_t head_unit() const { return config_.tied ? 0 : static_cast<std::size_t>(config_.layers) + 1; }
+  Tensor enter(std::size_t unit, const Tensor& x) { return observer_ ? observer_->enter(unit, x) : x; }
+  Tensor leave(std::size_t unit, const Tensor& y) { return observer_ ? observer_->leave(unit, y) : y; }
 
   ModelConfig config_;
   DType dtype_;
   Device device_;
   Recompute recompute_ = Recompute::none;
   bool deterministic_ = true;
-  Tensor embedding_;  // [V, C]
-  std::vector<std::unique_ptr<Block>> blocks_;
-  Tensor norm_;  // [C]
+  std::unique_ptr<nn::Embedding> embedding_;    // [V, C]
+  std::vector<std::unique_ptr<Block>> blocks_;  // one a layer; null where dropped
+  Tensor norm_;                                 // [C]
   std::unique_ptr<nn::Linear> head_;
   nn::RotaryTable rotary_;
+  std::shared_ptr<const nn::SelfAttention> attention_;
+  nn::UnitObserver* observer_ = nullptr;
 };
 
 }  // namespace ridge::models

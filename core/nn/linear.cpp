@@ -16,6 +16,10 @@ Tensor Linear::cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, d
 Tensor Linear::add_extra(const Tensor&, const Tensor& y, std::int64_t) const { return y; }
 
 Tensor forward_group(const std::vector<const Linear*>& layers, const Tensor& x) {
+  return layers.front()->forward_together(layers, x);
+}
+
+Tensor Linear::forward_together(const std::vector<const Linear*>& layers, const Tensor& x) const {
   std::vector<Tensor> weights, biases;
   for (const Linear* layer : layers) {
     const DenseLinear* dense = layer->dense();

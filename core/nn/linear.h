@@ -12,10 +12,18 @@ class Linear {
  public:
   virtual ~Linear() = default;
   virtual Tensor forward(const Tensor& x) const = 0;
+  /// Those that are held here: a rank's piece of a larger layer counts its own.
   virtual std::int64_t in_features() const = 0;
   virtual std::int64_t out_features() const = 0;
   /// Appends this layer's parameters under `path`.
   virtual void collect(const std::string& path, Parameters& out) = 0;
+
+  /// Of layers of one input, of which this is the first: their outputs side by side [..., sum of out]. A
+  /// layer that is a rank's piece of a larger one brings its input here once for all of them.
+  virtual Tensor forward_together(const std::vector<const Linear*>& layers, const Tensor& x) const;
+
+  /// Of a wrapper that adapters go inside of: the slot of the layer within; else null.
+  virtual std::unique_ptr<Linear>* inner() { return nullptr; }
 
   /// A layer of the form dense(x) + extra(x): its dense part, or null where there is none.
   virtual const DenseLinear* dense() const { return nullptr; }

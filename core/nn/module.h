@@ -18,6 +18,23 @@ struct Parameter {
 };
 using Parameters = std::vector<Parameter>;
 
+/// A part of a model whose weights are used together: the embedding, a block, the final norm with the output
+/// layer.
+struct Unit {
+  std::string name;
+  Parameters parameters;
+};
+
+/// Is told when a unit is about to be used and when it has been. What it returns goes on in place of what it
+/// was given.
+class UnitObserver {
+ public:
+  virtual ~UnitObserver() = default;
+  /// Before a unit's forward; also where backward runs that again.
+  virtual Tensor enter(std::size_t unit, const Tensor& x) = 0;
+  virtual Tensor leave(std::size_t unit, const Tensor& y) = 0;
+};
+
 /// A place that holds a linear layer: an adapter or a quantized layer may take it.
 struct LinearSlot {
   std::string path;

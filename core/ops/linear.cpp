@@ -1,5 +1,7 @@
 #include "core/ops/linear.h"
 
+#include <optional>
+
 #include "core/autograd.h"
 #include "core/base/stream.h"
 #include "kernels/elementwise.h"
@@ -55,19 +57,54 @@ void put(const GradSink& sink, const Tensor& grad) {
   });
 }
 
+// The gradients of a group's weights: columns first[i] .. first[i + 1] of dy make that of weight i.
+struct WeightGradients {
+  std::vector<std::optional<GradSink>>
+      sinks;  // none where a weight is frozen, or its gradient goes elsewhere
+  std::vector<std::int64_t> first;
+
+  Tensor columns(const Tensor& t_MN, std::size_t i) const { return t_MN.sliced(1, first[i], first[i + 1]); }
+
+  // One product for all weights whose gradients lie side by side; whether that was done.
+  bool jointly(const Tensor& dy_MN, const Tensor& x_MK) const {
+    std::vector<Tensor> grads;
+    for (const auto& sink : sinks) {
+      if (!sink || sink->add != sinks.front()->add) return false;
+      grads.push_back(sink->grad);
+    }
+    const Tensor all = sinks.size() > 1 ? Tensor::joined(grads) : Tensor();
+    if (!all.defined() || all.dtype() != acc_dtype(x_MK.dtype())) return false;
+    multiply_acc(dy_MN.transposed(0, 1), x_MK, all, 1, sinks.front()->add ? 1 : 0);
+    return true;
+  }
+
+  void run(const Tensor& dy_MN, const Tensor& x_MK) const {
+    if (jointly(dy_MN, x_MK)) return;
+    for (std::size_t i = 0; i < sinks.size(); ++i) {
+      if (sinks[i]) fill(*sinks[i], columns(dy_MN, i).transposed(0, 1), x_MK);
+    }
+  }
+
+  // alpha a b, written or added to its place.
+  static void fill(const GradSink& sink, const Tensor& a, const Tensor& b, double alpha = 1) {
+    if (sink.grad.dtype() == acc_dtype(a.dtype()))
+      return multiply_acc(a, b, sink.grad, alpha, sink.add ? 1 : 0);
+    const Tensor grad = Tensor::empty({a.dim(0), b.dim(1)}, acc_dtype(a.dtype()), a.device());
+    multiply_acc(a, b, grad, alpha, 0);
+    put(sink, grad);  // an f32 adapter of an f64 model
+  }
+};
+
 // alpha a b as the gradient of input i: written or added to its leaf where it is one, else returned.
 Tensor weight_gradient(const PassContext& pass, std::size_t i, const Tensor& a, const Tensor& b,
                        double alpha = 1) {
-  const auto sink = pass.take_leaf(i);
-  if (sink && sink->grad.dtype() == acc_dtype(a.dtype())) {
-    multiply_acc(a, b, sink->grad, alpha, sink->add ? 1 : 0);
+  if (const auto sink = pass.take_leaf(i)) {
+    WeightGradients::fill(*sink, a, b, alpha);
     return {};
   }
   const Tensor grad = Tensor::empty({a.dim(0), b.dim(1)}, acc_dtype(a.dtype()), a.device());
   multiply_acc(a, b, grad, alpha, 0);
-  if (!sink) return grad;
-  put(*sink, grad);  // an f32 adapter of an f64 model
-  return {};
+  return grad;
 }
 
 void check_same(const Tensor& a, const Tensor& b, const char* op) {
@@ -139,32 +176,28 @@ struct LinearGroup {
     return dx;
   }
 
-  // One product for all weights whose gradients lie side by side; whether that was done.
-  bool joint_gradient(const Tensor& dy_MN, const Tensor& x, const PassContext& pass) const {
-    std::vector<Tensor> grads;
-    bool add = false;
+  // Those of leaves go to their place, now or when the queue is run; the others are returned.
+  void weight_gradients(const Tensor& dy_MN, const PassContext& pass, Grads& grads) const {
+    WeightGradients leaves{{}, first};
+    bool any = false;
     for (std::size_t i = 0; i < count; ++i) {
-      const auto place = trains(i) ? pass.peek_leaf(1 + i) : std::nullopt;
-      if (!place || !place->grad.defined() || (i > 0 && place->add != add)) return false;
-      add = place->add;
-      grads.push_back(place->grad);
+      leaves.sinks.push_back(trains(i) ? pass.take_leaf(1 + i) : std::nullopt);
+      any = any || leaves.sinks.back();
+      if (trains(i) && !leaves.sinks.back())
+        grads[1 + i] = weight_gradient(pass, 1 + i, columns(dy_MN, i).transposed(0, 1), x_MK.get());
     }
-    const Tensor all = Tensor::joined(grads);
-    if (!all.defined() || all.dtype() != acc_dtype(x.dtype())) return false;
-    for (std::size_t i = 0; i < count; ++i) pass.take_leaf(1 + i);
-    multiply_acc(dy_MN.transposed(0, 1), x, all, 1, add ? 1 : 0);
-    return true;
+    if (!any) return;
+    auto* queue = autograd::deferred_weight_gradients();
+    if (queue == nullptr) return leaves.run(dy_MN, x_MK.get());
+    queue->push_back([leaves = std::move(leaves), dy_MN, x = x_MK] { leaves.run(dy_MN, x.get()); });
   }
 
   Grads vjp(const Tensor& dy, const Needs& wanted, const PassContext& pass) const {
     const Tensor dy_MN = rows(dy);
     Grads grads(1 + 2 * count);
     if (wanted[0]) grads[0] = input_gradient(dy_MN).reshaped(x_shape);
-    const Tensor x = x_MK.get();
-    const bool joint = x.defined() && count > 1 && joint_gradient(dy_MN, x, pass);
+    weight_gradients(dy_MN, pass, grads);
     for (std::size_t i = 0; i < count; ++i) {
-      if (trains(i) && !joint)
-        grads[1 + i] = weight_gradient(pass, 1 + i, columns(dy_MN, i).transposed(0, 1), x);
       if (wanted[1 + count + i]) grads[1 + count + i] = sum_rows(columns(dy_MN, i));
     }
     return grads;

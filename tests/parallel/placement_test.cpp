@@ -62,7 +62,9 @@ TEST(Placement, BoxesListThePiecesElementsInOrder) {
       const std::vector<Box> found = boxes(p, logical, begin, end);
       for (const Box& box : found) append_indices(box, logical, got);
       ASSERT_EQ(got, walked(p, logical, begin, end)) << to_string(logical) << " dim " << p.dim;
-      if (logical.ndim() == 2) EXPECT_LE(found.size(), 3U);
+      if (logical.ndim() == 2) {
+        EXPECT_LE(found.size(), 3U);
+      }
     }
   }
 }
