@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "core/base/device.h"
@@ -22,10 +23,31 @@ struct DeviceSpan {
   T* data = nullptr;  // null on meta
   std::size_t count = 0;
   Device device = Device::cpu;
+
+  operator DeviceSpan<const T>() const requires(!std::is_const_v<T>) { return {data, count, device}; }
 };
 
-/// A collective under way. After wait() its result is there: on the CPU for the caller, on a GPU for all that
-/// is queued on the compute stream from then on. wait() rethrows what went wrong.
+/// A span whose type is known at run time.
+struct AnySpan {
+  void* data;
+  std::size_t count;
+  DType dtype;
+  Device device;
+
+  std::size_t bytes() const { return count * size_of(dtype); }
+};
+
+/// From one rank to another; made by Communicator::send_to and receive_from.
+struct Message {
+  enum class Way : std::uint8_t { send, receive };
+
+  Way way;
+  int peer;  // the other rank
+  AnySpan values;
+};
+
+/// A collective or messages under way. After wait() its result is there: on the CPU for the caller, on a GPU
+/// for all that is queued on the compute stream from then on. wait() rethrows what went wrong.
 class Pending {
  public:
   virtual ~Pending() = default;
@@ -48,7 +70,12 @@ class Communicator {
   /// Ends all ranks of the group as soon as can be: called while an error unwinds.
   virtual void abort(const std::string& reason, int exit_code) noexcept = 0;
 
-  /// In place. T: float, double, bf16, int64.
+  /// The ranks that give the same color, in the order of this group; null for a color below 0. Every rank
+  /// calls it together. An abort of either group ends both. It must not outlive what this group stands on:
+  /// MPI's session, the host communicator of NCCL's.
+  virtual std::unique_ptr<Communicator> split(int color) = 0;
+
+  /// In place. T: any dtype.
   template <class T>
   void all_reduce(DeviceSpan<T> values, Reduce op = Reduce::sum) {
     do_all_reduce(erased(values), op);
@@ -120,22 +147,59 @@ class Communicator {
     broadcast(on_host(values), root);
   }
 
- protected:
-  /// A typed span whose type is known at run time.
-  struct Span {
-    void* data;
-    std::size_t count;
-    DType dtype;
-    Device device;
+  template <class T>
+  static Message send_to(int peer, DeviceSpan<const T> values) {
+    return {Message::Way::send, peer, erased(values)};
+  }
+  template <class T>
+  requires(!std::is_const_v<T>) static Message send_to(int peer, DeviceSpan<T> values) {
+    return {Message::Way::send, peer, erased(values)};
+  }
+  template <class T>
+  static Message receive_from(int peer, DeviceSpan<T> values) {
+    return {Message::Way::receive, peer, erased(values)};
+  }
+  template <class T>
+  static Message send_to(int peer, std::span<T> values) {
+    return {Message::Way::send, peer, erased(on_host(values))};
+  }
+  template <class T>
+  static Message receive_from(int peer, std::span<T> values) {
+    return {Message::Way::receive, peer, erased(on_host(values))};
+  }
+  /// Sends and receives that run together, beside the caller's work; only the ranks that they name take part.
+  /// Messages from one rank to another arrive in the order of calls, with the type and count that they were
+  /// sent with. What is received must stay until wait(), which ends when all of it is there.
+  ///
+  /// Host memory: what is sent is copied, so a send waits for nobody. A GPU's memory: what is sent must stay
+  /// until wait() too, a batch begins when the one before it has ended, and the first between two ranks
+  /// keeps the host until both have come to it: one batch that goes both ways connects them in advance. One
+  /// rank: the messages of a batch are copied, in pairs.
+  std::unique_ptr<Pending> exchange_async(const std::vector<Message>& messages);
+  void exchange(const std::vector<Message>& messages) { exchange_async(messages)->wait(); }
 
-    std::size_t bytes() const { return count * size_of(dtype); }
-  };
+  /// `in` and `out` are size() equal pieces, and do not overlap: piece r of `in` becomes this rank's piece of
+  /// `out` on rank r.
+  template <class T>
+  void all_to_all(std::type_identity_t<DeviceSpan<const T>> in, DeviceSpan<T> out) {
+    all_to_all_async(in, out)->wait();
+  }
+  /// Beside the caller's work; both must stay until wait().
+  template <class T>
+  std::unique_ptr<Pending> all_to_all_async(std::type_identity_t<DeviceSpan<const T>> in, DeviceSpan<T> out) {
+    return exchange_pieces(erased(in), erased(out));
+  }
+
+ protected:
+  using Span = AnySpan;
   virtual void do_all_reduce(Span values, Reduce op) = 0;
   virtual std::unique_ptr<Pending> do_all_reduce_async(Span values) = 0;
   virtual void do_all_gather(Span mine, Span all) = 0;
   virtual std::unique_ptr<Pending> do_all_gather_async(Span mine, Span all) = 0;
   virtual std::unique_ptr<Pending> do_reduce_scatter_async(Span all, Span mine) = 0;
   virtual void do_broadcast(Span values, int root) = 0;
+  /// At least one message, all on one device, peers within the group.
+  virtual std::unique_ptr<Pending> do_exchange_async(const std::vector<Message>& messages) = 0;
 
   /// For communicators of host memory: false on meta, an Error for memory of a GPU.
   static bool in_host_memory(const Span& values, const char* communicator);
@@ -151,6 +215,7 @@ class Communicator {
   static Span erased(DeviceSpan<T> values) {
     return {const_cast<std::remove_const_t<T>*>(values.data), values.count, dtype_of<T>, values.device};
   }
+  std::unique_ptr<Pending> exchange_pieces(const Span& in, const Span& out);
   void check_pieces(const Span& mine, const Span& all) const;
   void check_root(int root) const;
 };

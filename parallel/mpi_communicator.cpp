@@ -1,89 +1,21 @@
 #include "parallel/mpi_communicator.h"
 
-#include <mpi.h>
-
 #include <algorithm>
-#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "core/base/error.h"
 #include "core/base/launch.h"
+#include "parallel/mpi_internal.h"
+#include "parallel/mpi_messages.h"
 
 namespace ridge::parallel {
 namespace {
-
-constexpr std::size_t kMaxCount = std::size_t{1} << 28;  // elements of one MPI call; its counts are ints
-constexpr auto kPoll =
-    std::chrono::microseconds(50);  // the progress thread leaves the core to the compute thread
-
-void check_mpi(int code, const char* call, std::source_location where = std::source_location::current()) {
-  if (code == MPI_SUCCESS) return;
-  char text[MPI_MAX_ERROR_STRING];
-  int length = 0;
-  MPI_Error_string(code, text, &length);
-  fail("{} failed at {}:{}: {}", call, where.file_name(), where.line(),
-       std::string_view(text, static_cast<std::size_t>(length)));
-}
-
-MPI_Datatype mpi_type(DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-      return MPI_FLOAT;
-    case DType::f64:
-      return MPI_DOUBLE;
-    case DType::bf16:  // reduced by operations of ours
-      return MPI_UINT16_T;
-    case DType::i32:
-      return MPI_INT32_T;
-    case DType::i64:
-      return MPI_INT64_T;
-    case DType::u8:
-      return MPI_UINT8_T;
-    case DType::i8:
-      return MPI_INT8_T;
-    default:
-      fail("MPI carries no {}", name_of(dtype));
-  }
-}
-
-template <Reduce kOp>
-void reduce_bf16(void* from, void* to, int* count, MPI_Datatype*) {
-  const auto* other = static_cast<const bf16*>(from);
-  auto* values = static_cast<bf16*>(to);
-  for (int i = 0; i < *count; ++i) {
-    const auto a = static_cast<float>(values[i]), b = static_cast<float>(other[i]);
-    values[i] = bf16(kOp == Reduce::sum ? a + b : std::max(a, b));
-  }
-}
-
-// Reductions by dtype: MPI's own, and ours of bf16.
-class Operations {
- public:
-  Operations() {
-    check_mpi(MPI_Op_create(reduce_bf16<Reduce::sum>, 1, &bf16_sum_), "MPI_Op_create");
-    check_mpi(MPI_Op_create(reduce_bf16<Reduce::max>, 1, &bf16_max_), "MPI_Op_create");
-  }
-  ~Operations() {
-    MPI_Op_free(&bf16_sum_);
-    MPI_Op_free(&bf16_max_);
-  }
-  Operations(const Operations&) = delete;
-  Operations& operator=(const Operations&) = delete;
-
-  MPI_Op of(DType dtype, Reduce op) const {
-    if (dtype == DType::bf16) return op == Reduce::sum ? bf16_sum_ : bf16_max_;
-    return op == Reduce::sum ? MPI_SUM : MPI_MAX;
-  }
-
- private:
-  MPI_Op bf16_sum_ = MPI_OP_NULL;
-  MPI_Op bf16_max_ = MPI_OP_NULL;
-};
 
 // Sleeps until a non-blocking call is done.
 void finish(MPI_Request request) {
@@ -101,10 +33,11 @@ struct Job {
   std::exception_ptr error;
 };
 
-// One thread that carries out collectives in the order in which they were asked for.
+// One thread that carries out collectives in the order in which they were asked for, and lets messages move
+// in between.
 class ProgressThread {
  public:
-  ProgressThread() : thread_([this] { run(); }) {}
+  explicit ProgressThread(MpiMessages& messages) : messages_(messages), thread_([this] { run(); }) {}
   ~ProgressThread() {
     {
       const std::lock_guard lock(mutex_);
@@ -122,6 +55,15 @@ class ProgressThread {
     changed_.notify_all();
   }
 
+  // Messages have begun.
+  void poll() {
+    {
+      const std::lock_guard lock(mutex_);
+      polling_ = true;
+    }
+    changed_.notify_all();
+  }
+
   void wait(const Job& job) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return job.done; });
@@ -134,7 +76,7 @@ class ProgressThread {
       std::shared_ptr<Job> job;
       {
         std::unique_lock lock(mutex_);
-        changed_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+        while (!stopping_ && queue_.empty()) rest(lock);
         if (queue_.empty()) return;
         job = queue_.front();
         queue_.pop_front();
@@ -152,10 +94,25 @@ class ProgressThread {
     }
   }
 
+  void rest(std::unique_lock<std::mutex>& lock) {
+    if (!polling_) {
+      changed_.wait(lock);
+      return;
+    }
+    polling_ = false;
+    lock.unlock();
+    const bool busy = messages_.poll();
+    lock.lock();
+    polling_ = polling_ || busy;
+    if (busy && !stopping_ && queue_.empty()) changed_.wait_for(lock, kPoll);
+  }
+
+  MpiMessages& messages_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::shared_ptr<Job>> queue_;
   bool stopping_ = false;
+  bool polling_ = false;
   std::thread thread_;
 };
 
@@ -173,29 +130,61 @@ class MpiPending final : public Pending {
   const char* op_;
 };
 
+class MpiReceived final : public Pending {
+ public:
+  explicit MpiReceived(std::shared_ptr<MpiReceipts> receipts) : receipts_(std::move(receipts)) {}
+  ~MpiReceived() override { receipts_->cancel(); }
+  void wait() override {
+    launch(current_stream(Device::cpu), "exchange_wait", Work{}, [&] { receipts_->wait(); });
+  }
+
+ private:
+  std::shared_ptr<MpiReceipts> receipts_;
+};
+
+// An MPI communicator of our own.
+class OwnComm {
+ public:
+  OwnComm(MPI_Comm from, int color) {
+    int rank = 0;
+    check_mpi(MPI_Comm_rank(from, &rank), "MPI_Comm_rank");
+    check_mpi(MPI_Comm_split(from, color < 0 ? MPI_UNDEFINED : color, rank, &comm_), "MPI_Comm_split");
+    if (comm_ != MPI_COMM_NULL) MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
+  }
+  ~OwnComm() {
+    if (comm_ != MPI_COMM_NULL) MPI_Comm_free(&comm_);
+  }
+  OwnComm(OwnComm&& other) noexcept : comm_(std::exchange(other.comm_, MPI_COMM_NULL)) {}
+  OwnComm& operator=(OwnComm&&) = delete;
+  operator MPI_Comm() const { return comm_; }
+
+ private:
+  MPI_Comm comm_ = MPI_COMM_NULL;
+};
+
 class MpiCommunicator final : public Communicator {
  public:
-  MpiCommunicator() {
-    check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &comm_), "MPI_Comm_dup");
-    check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &async_comm_), "MPI_Comm_dup");
-    MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
-    MPI_Comm_set_errhandler(async_comm_, MPI_ERRORS_RETURN);
+  // Collective over `comm`.
+  MpiCommunicator(OwnComm comm, std::shared_ptr<const MpiOperations> operations)
+      : operations_(std::move(operations)), comm_(std::move(comm)), async_comm_(comm_, 0), messages_(comm_) {
     MPI_Comm_rank(comm_, &rank_);
     MPI_Comm_size(comm_, &size_);
     int level = MPI_THREAD_SINGLE;
     MPI_Query_thread(&level);
-    if (level == MPI_THREAD_MULTIPLE && size_ > 1) progress_ = std::make_unique<ProgressThread>();
-  }
-  ~MpiCommunicator() override {
-    progress_.reset();
-    MPI_Comm_free(&async_comm_);
-    MPI_Comm_free(&comm_);
+    may_thread_ = level == MPI_THREAD_MULTIPLE && size_ > 1;
   }
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   void barrier() override { check_mpi(MPI_Barrier(comm_), "MPI_Barrier"); }
   void abort(const std::string&, int exit_code) noexcept override {
-    if (size_ > 1) MPI_Abort(MPI_COMM_WORLD, exit_code);
+    int all = 1;
+    MPI_Comm_size(MPI_COMM_WORLD, &all);
+    if (all > 1) MPI_Abort(MPI_COMM_WORLD, exit_code);
+  }
+  std::unique_ptr<Communicator> split(int color) override {
+    OwnComm comm(comm_, color);
+    if (comm == MPI_COMM_NULL) return nullptr;
+    return std::make_unique<MpiCommunicator>(std::move(comm), operations_);
   }
 
  protected:
@@ -205,7 +194,7 @@ class MpiCommunicator final : public Communicator {
            [&] {
              for_pieces(values, [&](void* data, int count) {
                check_mpi(MPI_Allreduce(MPI_IN_PLACE, data, count, mpi_type(values.dtype),
-                                       operations_.of(values.dtype, op), comm_),
+                                       operations_->of(values.dtype, op), comm_),
                          "MPI_Allreduce");
              });
            });
@@ -216,7 +205,7 @@ class MpiCommunicator final : public Communicator {
       for_pieces(values, [&](void* data, int count) {
         MPI_Request request = MPI_REQUEST_NULL;
         check_mpi(MPI_Iallreduce(MPI_IN_PLACE, data, count, mpi_type(values.dtype),
-                                 operations_.of(values.dtype, Reduce::sum), async_comm_, &request),
+                                 operations_->of(values.dtype, Reduce::sum), async_comm_, &request),
                   "MPI_Iallreduce");
         finish(request);
       });
@@ -252,7 +241,7 @@ class MpiCommunicator final : public Communicator {
       MPI_Request request = MPI_REQUEST_NULL;
       check_mpi(
           MPI_Ireduce_scatter_block(all.data, sum.data(), static_cast<int>(mine.count), mpi_type(all.dtype),
-                                    operations_.of(all.dtype, Reduce::sum), async_comm_, &request),
+                                    operations_->of(all.dtype, Reduce::sum), async_comm_, &request),
           "MPI_Ireduce_scatter_block");
       finish(request);
       std::copy(sum.begin(), sum.end(), static_cast<char*>(mine.data));
@@ -265,16 +254,30 @@ class MpiCommunicator final : public Communicator {
     });
   }
 
+  std::unique_ptr<Pending> do_exchange_async(const std::vector<Message>& messages) override {
+    if (!in_host_memory(messages.front().values, "mpi")) return nothing_pending();
+    std::shared_ptr<MpiReceipts> receipts = messages_.begin(messages);
+    if (may_thread_) progress().poll();
+    if (receipts == nullptr) return nothing_pending();
+    return std::make_unique<MpiReceived>(std::move(receipts));
+  }
+
  private:
+  // Started when first needed: most groups are one of several.
+  ProgressThread& progress() {
+    if (progress_ == nullptr) progress_ = std::make_unique<ProgressThread>(messages_);
+    return *progress_;
+  }
+
   // On the progress thread; here where MPI allows one thread only.
   std::unique_ptr<Pending> beside(const char* wait_op, std::function<void()> body) {
-    if (progress_ == nullptr) {
+    if (!may_thread_) {
       body();
       return nothing_pending();
     }
     auto job = std::make_shared<Job>(Job{std::move(body), false, nullptr});
-    progress_->submit(job);
-    return std::make_unique<MpiPending>(*progress_, std::move(job), wait_op);
+    progress().submit(job);
+    return std::make_unique<MpiPending>(progress(), std::move(job), wait_op);
   }
 
   // MPI forbids a piece that overlaps the whole by any other means.
@@ -283,20 +286,14 @@ class MpiCommunicator final : public Communicator {
     return mine.data == place ? MPI_IN_PLACE : mine.data;
   }
 
-  template <class F>
-  static void for_pieces(Span values, F&& body) {
-    for (std::size_t begin = 0; begin < values.count; begin += kMaxCount) {
-      const int count = static_cast<int>(std::min(kMaxCount, values.count - begin));
-      body(static_cast<char*>(values.data) + begin * size_of(values.dtype), count);
-    }
-  }
-
-  Operations operations_;
-  MPI_Comm comm_ = MPI_COMM_NULL;
-  MPI_Comm async_comm_ = MPI_COMM_NULL;  // the progress thread's own: its collectives never mix with ours
+  std::shared_ptr<const MpiOperations> operations_;
+  OwnComm comm_;
+  OwnComm async_comm_;  // the progress thread's own: its collectives never mix with ours
   int rank_ = 0;
   int size_ = 1;
-  std::unique_ptr<ProgressThread> progress_;
+  bool may_thread_ = false;
+  MpiMessages messages_;
+  std::unique_ptr<ProgressThread> progress_;  // last: its thread uses the others
 };
 
 }  // namespace
@@ -315,7 +312,7 @@ MpiSession::MpiSession(bool launched) {
   MPI_Comm_size(host, &local_size_);
   MPI_Comm_rank(host, &local_rank_);
   MPI_Comm_free(&host);
-  world_ = std::make_unique<MpiCommunicator>();
+  world_ = std::make_unique<MpiCommunicator>(OwnComm(MPI_COMM_WORLD, 0), std::make_shared<MpiOperations>());
 }
 
 MpiSession::~MpiSession() {

@@ -16,7 +16,7 @@ class MpiSession {
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
 
-  /// All ranks.
+  /// All ranks. What is split off it ends before this does.
   Communicator& world() { return *world_; }
   /// Ranks on this host, and this one's place among them.
   int local_size() const { return local_size_; }

@@ -14,11 +14,12 @@ namespace ridge::parallel {
 ///
 /// One rank needs no NCCL: it gets a self communicator.
 ///
-/// Collectives on a GPU's memory run on a stream of their own, in the order of calls. If one is not done
-/// `timeout` after it was asked for, or NCCL reports an error, a thread says so in one line on stderr, aborts
-/// NCCL, and ends all ranks by host.abort; until they are gone, calls throw. Destroyed while an error
-/// unwinds, it aborts NCCL, else it ends it together with the other ranks. A UserError in a build without
-/// CUDA.
+/// Collectives and messages on a GPU's memory run on a stream of their own, in the order of calls; a split
+/// has another. A message's two ends must meet: the order of calls on all ranks has to allow that. If one is
+/// not done `timeout` after it was asked for, or NCCL reports an error, a thread says so in one line on
+/// stderr, aborts NCCL, and ends all ranks by host.abort; until they are gone, calls throw. Destroyed while
+/// an error unwinds, it aborts NCCL, else it ends it together with the other ranks. A UserError in a build
+/// without CUDA.
 std::unique_ptr<Communicator> nccl_communicator(Communicator& host,
                                                 std::chrono::milliseconds timeout = std::chrono::minutes(10));
 

@@ -83,8 +83,11 @@ class NcclPending final : public Pending {
 
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(Communicator& host, std::chrono::milliseconds timeout)
-      : host_(host),
+  // `own_host` is null, or holds `host`.
+  NcclCommunicator(Communicator& host, std::unique_ptr<Communicator> own_host,
+                   std::chrono::milliseconds timeout)
+      : own_host_(std::move(own_host)),
+        host_(host),
         timeout_(timeout),
         where_(fmt::format("rank {} of {} on {}", host.rank(), host.size(), host_name())),
         stream_(Device::cuda, "nccl", cuda::make_stream("nccl", true)),
@@ -111,6 +114,14 @@ class NcclCommunicator final : public Communicator {
     host_.barrier();
   }
   void abort(const std::string& reason, int exit_code) noexcept override { host_.abort(reason, exit_code); }
+  std::unique_ptr<Communicator> split(int color) override {
+    nccl_->check_open();
+    std::unique_ptr<Communicator> host = host_.split(color);
+    if (host == nullptr) return nullptr;
+    if (host->size() == 1) return self_communicator();
+    Communicator& ranks = *host;
+    return std::make_unique<NcclCommunicator>(ranks, std::move(host), timeout_);
+  }
 
  protected:
   void do_all_reduce(Span values, Reduce op) override {
@@ -158,6 +169,17 @@ class NcclCommunicator final : public Communicator {
     }
     on_host(values, [&]<class T>(std::type_identity<T>) { host_.broadcast(typed<T>(values), root); });
   }
+  std::unique_ptr<Pending> do_exchange_async(const std::vector<Message>& messages) override {
+    Span all = messages.front().values;
+    if (all.device != Device::cuda) {
+      nccl_->check_open();
+      return host_.exchange_async(messages);
+    }
+    all = {nullptr, 0, DType::u8, Device::cuda};
+    for (const Message& m : messages) all.count += m.values.bytes();
+    return start("exchange", "exchange_wait", all, static_cast<double>(all.bytes()),
+                 [&](ncclComm_t nccl, cudaStream_t stream) { return move(messages, nccl, stream); });
+  }
 
  private:
   using Enqueue = std::function<ncclResult_t(ncclComm_t, cudaStream_t)>;
@@ -178,6 +200,22 @@ class NcclCommunicator final : public Communicator {
                    return ncclAllReduce(values.data, values.data, values.count, nccl_type(values.dtype),
                                         op == Reduce::sum ? ncclSum : ncclMax, nccl, stream);
                  });
+  }
+
+  // What fails within a group ends with it: the group's own answer is worth less.
+  static ncclResult_t move(const std::vector<Message>& messages, ncclComm_t nccl, cudaStream_t stream) {
+    ncclResult_t state = ncclGroupStart();
+    if (state != ncclSuccess) return state;
+    for (const Message& m : messages) {
+      if (m.values.count == 0) continue;  // NCCL would still wait for the peer
+      const ncclDataType_t type = nccl_type(m.values.dtype);
+      state = m.way == Message::Way::send
+                  ? ncclSend(m.values.data, m.values.count, type, m.peer, nccl, stream)
+                  : ncclRecv(m.values.data, m.values.count, type, m.peer, nccl, stream);
+      if (state != ncclSuccess && state != ncclInProgress) break;
+    }
+    const ncclResult_t end = ncclGroupEnd();
+    return state != ncclSuccess && state != ncclInProgress ? state : end;
   }
 
   // Queues a collective on our stream, behind what is on the compute stream now.
@@ -216,6 +254,7 @@ class NcclCommunicator final : public Communicator {
     host_.abort(reason, kBug);
   }
 
+  const std::unique_ptr<Communicator> own_host_;
   Communicator& host_;
   const std::chrono::milliseconds timeout_;
   const std::string where_;
@@ -231,7 +270,7 @@ class NcclCommunicator final : public Communicator {
 
 std::unique_ptr<Communicator> nccl_communicator(Communicator& host, std::chrono::milliseconds timeout) {
   if (host.size() == 1) return self_communicator();
-  return std::make_unique<NcclCommunicator>(host, timeout);
+  return std::make_unique<NcclCommunicator>(host, nullptr, timeout);
 }
 
 }  // namespace ridge::parallel

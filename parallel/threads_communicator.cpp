@@ -1,73 +1,72 @@
 #include <algorithm>
-#include <condition_variable>
 #include <cstring>
 #include <exception>
-#include <mutex>
 #include <thread>
 
 #include "core/base/error.h"
 #include "parallel/communicator.h"
+#include "parallel/threads_group.h"
 
 namespace ridge::parallel {
 namespace {
 
-// Thrown in ranks that wait for one that failed.
-class Aborted final : public Error {
- public:
-  using Error::Error;
-};
-
-// What the ranks of one group share.
-class Group {
- public:
-  explicit Group(int size) : buffers(static_cast<std::size_t>(size)), size_(size) {}
-
-  int size() const { return size_; }
-
-  void arrive() {
-    std::unique_lock lock(mutex_);
-    if (aborted_) throw Aborted("another rank stopped: " + reason_);
-    const std::uint64_t phase = phase_;
-    if (++waiting_ == size_) {
-      waiting_ = 0;
-      ++phase_;
-      all_here_.notify_all();
-      return;
-    }
-    all_here_.wait(lock, [&] { return phase_ != phase || aborted_; });
-    if (phase_ == phase) throw Aborted("another rank stopped: " + reason_);
-  }
-
-  void abort(const std::string& reason) noexcept {
-    const std::lock_guard lock(mutex_);
-    if (!aborted_) reason_ = reason;
-    aborted_ = true;
-    all_here_.notify_all();
-  }
-
-  std::vector<void*> buffers;  // what each rank brought to the collective
-
- private:
-  int size_;
-  int waiting_ = 0;
-  std::uint64_t phase_ = 0;
-  bool aborted_ = false;
-  std::string reason_;
-  std::mutex mutex_;
-  std::condition_variable all_here_;
-};
-
-// What sums of T are kept in: they are rounded to bf16 once, at the end.
+// What sums of T are kept in: they are rounded to 16 bits once, at the end.
 template <class T>
 using sum_t = std::conditional_t<std::is_arithmetic_v<T>, T, float>;
 
+// Messages that were sent, or will be.
+class Letters final : public Pending {
+ public:
+  Letters(std::shared_ptr<ThreadGroup> group, int rank) : group_(std::move(group)), rank_(rank) {}
+  void expect(int from, const AnySpan& values) {
+    expected_.push_back({from, group_->next_ticket(from, rank_), values});
+  }
+  void wait() override {
+    for (; taken_ < expected_.size(); ++taken_) {
+      const Expected& e = expected_[taken_];
+      group_->take(e.from, rank_, e.ticket, e.values);
+    }
+  }
+
+ private:
+  struct Expected {
+    int from;
+    std::uint64_t ticket;
+    AnySpan values;
+  };
+  std::shared_ptr<ThreadGroup> group_;
+  int rank_;
+  std::size_t taken_ = 0;
+  std::vector<Expected> expected_;
+};
+
 class ThreadsCommunicator final : public Communicator {
  public:
-  ThreadsCommunicator(std::shared_ptr<Group> group, int rank) : group_(std::move(group)), rank_(rank) {}
+  ThreadsCommunicator(std::shared_ptr<ThreadGroups> all, std::shared_ptr<ThreadGroup> group, int rank)
+      : all_(std::move(all)), group_(std::move(group)), rank_(rank) {}
   int rank() const override { return rank_; }
   int size() const override { return group_->size(); }
   void barrier() override { group_->arrive(); }
-  void abort(const std::string& reason, int) noexcept override { group_->abort(reason); }
+  void abort(const std::string& reason, int) noexcept override { all_->stop(reason); }
+  std::unique_ptr<Communicator> split(int color) override {
+    struct Wish {
+      int color;
+      std::shared_ptr<ThreadGroup> group;  // made by the first of the color
+    } mine{color, nullptr};
+    share(&mine);
+    const auto wish = [&](int r) { return static_cast<Wish*>(group_->buffers[static_cast<std::size_t>(r)]); };
+    std::vector<int> members;
+    for (int r = 0; r < size(); ++r) {
+      if (wish(r)->color == color) members.push_back(r);
+    }
+    if (color >= 0 && members.front() == rank_) mine.group = all_->make(static_cast<int>(members.size()));
+    group_->arrive();
+    const std::shared_ptr<ThreadGroup> group = wish(members.front())->group;
+    group_->arrive();  // all have read
+    if (color < 0) return nullptr;
+    const auto place = std::find(members.begin(), members.end(), rank_) - members.begin();
+    return std::make_unique<ThreadsCommunicator>(all_, group, static_cast<int>(place));
+  }
 
  protected:
   void do_all_reduce(Span values, Reduce op) override {
@@ -104,6 +103,18 @@ class ThreadsCommunicator final : public Communicator {
       std::memcpy(values.data, group_->buffers[static_cast<std::size_t>(root)], values.bytes());
     group_->arrive();
   }
+  std::unique_ptr<Pending> do_exchange_async(const std::vector<Message>& messages) override {
+    if (!in_host_memory(messages.front().values, "threads")) return nothing_pending();
+    auto pending = std::make_unique<Letters>(group_, rank_);
+    for (const Message& m : messages) {
+      if (m.way == Message::Way::send) {
+        group_->post(rank_, m.peer, m.values);
+      } else {
+        pending->expect(m.peer, m.values);
+      }
+    }
+    return pending;
+  }
 
  private:
   void share(void* data) {
@@ -114,11 +125,7 @@ class ThreadsCommunicator final : public Communicator {
   // `to` becomes the reduction of the elements from `begin` on of every rank's `values`.
   void reduce(Span values, Reduce op, Span to, std::size_t begin) {
     visit_any(values.dtype, [&]<class T>(std::type_identity<T>) {
-      if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, bf16>) {
-        reduce(static_cast<T*>(values.data), op, std::span<T>(static_cast<T*>(to.data), to.count), begin);
-      } else {
-        fail("reduction of {}", name_of(values.dtype));
-      }
+      reduce(static_cast<T*>(values.data), op, std::span<T>(static_cast<T*>(to.data), to.count), begin);
     });
   }
 
@@ -142,7 +149,8 @@ class ThreadsCommunicator final : public Communicator {
     std::transform(total.begin(), total.end(), to.begin(), [](auto sum) { return static_cast<T>(sum); });
   }
 
-  std::shared_ptr<Group> group_;
+  std::shared_ptr<ThreadGroups> all_;
+  std::shared_ptr<ThreadGroup> group_;
   int rank_;
 };
 
@@ -170,17 +178,18 @@ bool is_echo(const std::exception_ptr& error) {
 
 void run_ranks(int size, const std::function<void(Communicator&)>& body) {
   check(size >= 1, "at least one rank");
-  const auto group = std::make_shared<Group>(size);
+  const auto all = std::make_shared<ThreadGroups>();
+  const auto group = all->make(size);
   std::vector<std::exception_ptr> errors(static_cast<std::size_t>(size));
   std::vector<std::thread> threads;
   for (int rank = 0; rank < size; ++rank) {
     threads.emplace_back([&, rank] {
       try {
-        ThreadsCommunicator communicator(group, rank);
+        ThreadsCommunicator communicator(all, group, rank);
         body(communicator);
       } catch (...) {
         errors[static_cast<std::size_t>(rank)] = std::current_exception();
-        group->abort(what(std::current_exception()));
+        all->stop(what(std::current_exception()));
       }
     });
   }

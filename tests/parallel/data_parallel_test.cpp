@@ -135,6 +135,7 @@ class Watched final : public Communicator {
   int size() const override { return inner_.size(); }
   void barrier() override { inner_.barrier(); }
   void abort(const std::string& reason, int code) noexcept override { inner_.abort(reason, code); }
+  std::unique_ptr<Communicator> split(int) override { fail("not used"); }
   std::vector<std::size_t> sent;  // elements, in order
 
  protected:
@@ -149,6 +150,7 @@ class Watched final : public Communicator {
   std::unique_ptr<Pending> do_all_gather_async(Span, Span) override { fail("not used"); }
   std::unique_ptr<Pending> do_reduce_scatter_async(Span, Span) override { fail("not used"); }
   void do_broadcast(Span, int) override { fail("not used"); }
+  std::unique_ptr<Pending> do_exchange_async(const std::vector<Message>&) override { fail("not used"); }
 
  private:
   template <class T>
