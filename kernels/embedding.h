@@ -9,14 +9,24 @@
 
 namespace ridge::kernels {
 
-/// y[n] = table[ids[n]]. An id outside [0, V) is a UserError that names position, id and V.
-template <class T>
-void embedding(Stream& stream, View<const T> table_VC, View<const std::int32_t> ids_N, View<T> y_NC);
+/// Of a table that is cut among ranks: its rows here are those of ids first .. first + rows - 1 of
+/// `vocabulary`. By default all rows are here.
+struct TablePiece {
+  std::int64_t first = 0, vocabulary = -1;
 
-/// Adds dy[n] to dtable[ids[n]], in the order of n whatever the threads. Same error.
+  std::int64_t ids(std::int64_t rows) const { return vocabulary < 0 ? rows : vocabulary; }
+};
+
+/// y[n] = table[ids[n]], zeros where the row is elsewhere. An id outside [0, V) is a UserError that names
+/// position, id and V, the whole vocabulary.
+template <class T>
+void embedding(Stream& stream, View<const T> table_VC, View<const std::int32_t> ids_N, View<T> y_NC,
+               TablePiece piece = {});
+
+/// Adds dy[n] to dtable[ids[n]] where that row is here, in the order of n whatever the threads. Same error.
 template <class T>
 void embedding_backward(Stream& stream, View<const T> dy_NC, View<const std::int32_t> ids_N,
-                        View<acc_t<T>> dtable_VC);
+                        View<acc_t<T>> dtable_VC, TablePiece piece = {});
 
 /// What `launch` runs on a GPU (embedding.cu). A bad id is reported through `ridge::cuda::fault_slot`: its
 /// row of y is zeros, its row of dy is left out.
@@ -27,10 +37,12 @@ constexpr std::int64_t embedding_scratch_bytes(std::int64_t tokens) {
 }
 
 template <class T>
-void embedding(Stream& stream, View<const T> table_VC, View<const std::int32_t> ids_N, View<T> y_NC);
+void embedding(Stream& stream, View<const T> table_VC, View<const std::int32_t> ids_N, View<T> y_NC,
+               TablePiece piece);
 template <class T>
 void embedding_backward(Stream& stream, View<const T> dy_NC, View<const std::int32_t> ids_N,
-                        View<acc_t<T>> dtable_VC, void* scratch, std::int64_t scratch_bytes);
+                        View<acc_t<T>> dtable_VC, TablePiece piece, void* scratch,
+                        std::int64_t scratch_bytes);
 }  // namespace cuda
 
 }  // namespace ridge::kernels

@@ -2,7 +2,6 @@
 
 #include "core/autograd.h"
 #include "core/base/stream.h"
-#include "kernels/embedding.h"
 #include "kernels/fill.h"
 
 namespace ridge::ops {
@@ -14,7 +13,8 @@ using autograd::Needs;
 struct Embedding {
   static constexpr const char* kName = "embedding";
   Tensor ids;
-  Shape table_shape;
+  kernels::TablePiece piece;
+  Shape table_shape = {};
 
   Tensor forward(const Tensor& table) {
     const Tensor table_VC = table.as_row_dense();
@@ -24,7 +24,8 @@ struct Embedding {
     const Tensor y = Tensor::empty(shape, table_VC.dtype(), table_VC.device());
     visit_compute(y.dtype(), [&]<class T>(std::type_identity<T>) {
       kernels::embedding<T>(current_stream(y.device()), table_VC.view<T>(),
-                            ids.reshaped({-1}).view<std::int32_t>(), y.reshaped({-1, y.dim(-1)}).view<T>());
+                            ids.reshaped({-1}).view<std::int32_t>(), y.reshaped({-1, y.dim(-1)}).view<T>(),
+                            piece);
     });
     return y;
   }
@@ -37,7 +38,7 @@ struct Embedding {
     if (!sink || !sink->add) fill_zero(dtable);
     visit_compute(dy.dtype(), [&]<class T>(std::type_identity<T>) {
       kernels::embedding_backward<T>(current_stream(dy.device()), dy_NC.view<T>(),
-                                     ids.reshaped({-1}).view<std::int32_t>(), dtable.view<acc_t<T>>());
+                                     ids.reshaped({-1}).view<std::int32_t>(), dtable.view<acc_t<T>>(), piece);
     });
     return {sink ? Tensor() : dtable};
   }
@@ -51,8 +52,8 @@ struct Embedding {
 
 }  // namespace
 
-Tensor embedding(const Tensor& table_VC, const Tensor& ids) {
-  return autograd::apply(Embedding{ids.as_contiguous(), {}}, table_VC);
+Tensor embedding(const Tensor& table_VC, const Tensor& ids, kernels::TablePiece piece) {
+  return autograd::apply(Embedding{ids.as_contiguous(), piece}, table_VC);
 }
 
 }  // namespace ridge::ops

@@ -62,6 +62,68 @@ TYPED_TEST(Embedding, BackwardAddsRowsOfRepeatedIds) {
   }
 }
 
+/// Rows first .. end - 1 of a table, in memory of their own.
+template <class T>
+Array<T> rows_of(const Array<T>& table, std::int64_t first, std::int64_t end) {
+  Array<T> piece({end - first, table.in().dim(1)});
+  const View<T> to = piece.view();
+  for (std::int64_t row = first; row < end; ++row) {
+    for (std::int64_t c = 0; c < to.dim(1); ++c) to(row - first, c) = table.in()(row, c);
+  }
+  return piece;
+}
+
+TYPED_TEST(Embedding, PiecesOfATableGiveTheirRowsAndZeros) {
+  using T = TypeParam;
+  for (const Case size : kCases) {
+    Array<T> table({size.vocabulary, size.channels});
+    table.randomize(1);
+    auto ids = ids_for(size);
+    const std::int64_t cut = (size.vocabulary + 1) / 2;
+    for (const auto& [first, end] : {std::pair{std::int64_t{0}, cut}, {cut, size.vocabulary}, {cut, cut}}) {
+      Array<T> piece = rows_of(table, first, end), y({size.tokens, size.channels});
+      Array<T> dy({size.tokens, size.channels});
+      Array<acc_t<T>> dpiece({end - first, size.channels}), dtable({size.vocabulary, size.channels});
+      y.randomize(2), dy.randomize(3);
+      const TablePiece place{first, size.vocabulary};
+      embedding<T>(test_stream(), piece.in(), ids.in(), y.view(), place);
+      for (std::int64_t n = 0; n < size.tokens; ++n) {
+        const std::int64_t id = ids.in()(n);
+        const bool here = id >= first && id < end;
+        for (std::int64_t c = 0; c < size.channels; ++c)
+          ASSERT_EQ(get(y.in(), n * size.channels + c), here ? get(table.in(), id * size.channels + c) : 0);
+      }
+      embedding_backward<T>(test_stream(), dy.in(), ids.in(), dpiece.view(), place);
+      embedding_backward<T>(test_stream(), dy.in(), ids.in(), dtable.view());
+      wait_for_device();
+      EXPECT_EQ(dpiece.values(), rows_of(dtable, first, end).values());
+    }
+  }
+}
+
+TEST(EmbeddingErrors, EveryPieceNamesABadId) {
+  Array<float> piece({4, 3}), y({2, 3}), dy({2, 3});
+  Array<std::int32_t> ids({2});
+  for (const std::int32_t bad : {10, -1}) {
+    ids.data() = {3, bad};
+    for (const std::int64_t first : {0, 4, 6}) {
+      const auto message = message_of<UserError>([&] {
+        embedding<float>(test_stream(), piece.in(), ids.in(), y.view(), {first, 10});
+        wait_for_device();
+      });
+      EXPECT_NE(message.find("id " + std::to_string(bad) + " at position 1"), std::string::npos) << message;
+      EXPECT_NE(message.find("of 10 ids"), std::string::npos) << message;
+      EXPECT_THROW(
+          {
+            embedding_backward<float>(test_stream(), dy.in(), ids.in(), piece.view(), {first, 10});
+            wait_for_device();
+          },
+          UserError);
+    }
+  }
+  EXPECT_THROW(embedding<float>(test_stream(), piece.in(), ids.in(), y.view(), {7, 10}), Error);
+}
+
 TYPED_TEST(Embedding, BackwardHasTheSameBitsOnAnyThreads) {
   using T = TypeParam;
   constexpr Case kSize{3, 500, 1000};
