@@ -122,6 +122,7 @@ std::vector<Action> compute_order(Schedule kind, int ranks, int chunks, int micr
     case Schedule::interleaved:
       return interleaved(ranks, chunks, (micro_batches + ranks - 1) / ranks * ranks, rank);
     case Schedule::zb_h1:
+      if (ranks == 1) return one_f_one_b(ranks, micro_batches, rank);  // no bubble to fill
       return zb_h1(ranks, micro_batches, rank);
     case Schedule::zero_bubble:
       return zero_bubble(ranks, std::max(micro_batches, 2 * ranks - 1), rank);

@@ -70,10 +70,13 @@ struct Place {
   int rank = 0;
   int index = 0;
 };
+/// Messages that a link, from a stage to a neighbour, holds at the most: the next send waits until the oldest
+/// was received. It bounds the memory of what was sent, and slows none of these schedules down.
+inline constexpr int kLinkWindow = 2;
 /// An order in which all ranks' actions can run, each list in its own order, a receive after its send. An
 /// Error where ranks wait for each other, an action comes before its input, or messages of a stage overtake
 /// one another.
-std::vector<Place> run_order(const std::vector<std::vector<Action>>& lists);
+std::vector<Place> run_order(const std::vector<std::vector<Action>>& lists, int window = kLinkWindow);
 
 /// As run_order, and an Error unless every stage does all its work on every micro-batch exactly once.
 void check_schedule(const std::vector<std::vector<Action>>& lists, int stages, int micro_batches,

@@ -13,8 +13,11 @@ namespace {
 // Runs all lists without time: who has done what.
 class Walk {
  public:
-  explicit Walk(const std::vector<std::vector<Action>>& lists)
-      : lists_(lists), next_(lists.size(), 0), done_(lists.size()) {
+  Walk(const std::vector<std::vector<Action>>& lists, int window)
+      : lists_(lists),
+        window_(static_cast<std::size_t>(window)),
+        next_(lists.size(), 0),
+        done_(lists.size()) {
     for (std::size_t r = 0; r < lists.size(); ++r) {
       for (const Action& a : lists[r]) {
         last_stage_ = std::max(last_stage_, a.stage);
@@ -53,7 +56,7 @@ class Walk {
     return next_[rank] > before;
   }
 
-  // False where the action waits for a message.
+  // False where the action waits for another rank.
   bool step(std::size_t rank, const Action& a) {
     if (a.act == Act::receive_activation || a.act == Act::receive_gradient) {
       const bool forward = a.act == Act::receive_activation;
@@ -62,11 +65,13 @@ class Walk {
       if (sent.empty()) return false;
       if (sent.front() != a.micro) fail("{} overtakes micro-batch {}", describe(a), sent.front());
       sent.pop_front();
+    } else if (a.act == Act::send_activation || a.act == Act::send_gradient) {
+      std::deque<int>& sent = on_the_way_[{a.act, a.stage}];
+      if (sent.size() == window_) return false;
+      check_input(rank, a);
+      sent.push_back(a.micro);
     } else {
       check_input(rank, a);
-    }
-    if (a.act == Act::send_activation || a.act == Act::send_gradient) {
-      on_the_way_[{a.act, a.stage}].push_back(a.micro);
     }
     if (!done_[rank].insert(key(a)).second) fail("{} twice", describe(a));
     return true;
@@ -105,6 +110,7 @@ class Walk {
   static Key key(const Action& a) { return {a.act, (static_cast<std::int64_t>(a.stage) << 32) + a.micro}; }
 
   const std::vector<std::vector<Action>>& lists_;
+  std::size_t window_;
   std::vector<std::size_t> next_;  // by rank
   std::vector<std::set<Key>> done_;
   std::map<int, std::size_t> home_;  // rank by stage
@@ -115,7 +121,10 @@ class Walk {
 
 }  // namespace
 
-std::vector<Place> run_order(const std::vector<std::vector<Action>>& lists) { return Walk(lists).run(); }
+std::vector<Place> run_order(const std::vector<std::vector<Action>>& lists, int window) {
+  check(window >= 1, "a link that carries a message");
+  return Walk(lists, window).run();
+}
 
 void check_schedule(const std::vector<std::vector<Action>>& lists, int stages, int micro_batches,
                     bool with_backward) {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
-#include <tuple>
 #include <utility>
 
 #include "core/base/error.h"
@@ -29,13 +28,16 @@ double seconds(const PipelineTimes& times, const Action& a) {
 
 }  // namespace
 
-PipelinePrice price(const std::vector<std::vector<Action>>& lists, const PipelineTimes& times) {
+PipelinePrice price(const std::vector<std::vector<Action>>& lists, const PipelineTimes& times, int window) {
+  struct Link {
+    double free = 0;
+    std::vector<double> arrivals, taken;  // by message
+  };
   PipelinePrice result;
   result.busy.assign(lists.size(), 0);
   std::vector<double> now(lists.size(), 0);
-  std::map<std::pair<Act, int>, double> link_free;      // by sending act and stage
-  std::map<std::tuple<Act, int, int>, double> arrival;  // by receiving act, stage and micro-batch
-  for (const auto& [rank, index] : run_order(lists)) {
+  std::map<std::pair<Act, int>, Link> links;  // by sending act and stage
+  for (const auto& [rank, index] : run_order(lists, window)) {
     const auto r = static_cast<std::size_t>(rank);
     const Action& a = lists[r][static_cast<std::size_t>(index)];
     if (is_compute(a.act)) {
@@ -43,19 +45,22 @@ PipelinePrice price(const std::vector<std::vector<Action>>& lists, const Pipelin
       now[r] += taken;
       result.busy[r] += taken;
     } else if (a.act == Act::send_activation || a.act == Act::send_gradient) {
-      const bool forward = a.act == Act::send_activation;
-      double& free = link_free[{a.act, a.stage}];
-      free = std::max(free, now[r]) + times.transfer;
-      arrival[{forward ? Act::receive_activation : Act::receive_gradient, a.stage + (forward ? 1 : -1),
-               a.micro}] = free + times.latency;
+      Link& link = links[{a.act, a.stage}];
+      const std::size_t sent = link.arrivals.size(), most = static_cast<std::size_t>(window);
+      if (sent >= most) now[r] = std::max(now[r], link.taken[sent - most]);
+      link.free = std::max(link.free, now[r]) + times.transfer;
+      link.arrivals.push_back(link.free + times.latency);
     } else {
-      now[r] = std::max(now[r], arrival.at({a.act, a.stage, a.micro}));
+      const bool forward = a.act == Act::receive_activation;
+      Link& link = links[{forward ? Act::send_activation : Act::send_gradient, a.stage + (forward ? -1 : 1)}];
+      now[r] = std::max(now[r], link.arrivals[link.taken.size()]);
+      link.taken.push_back(now[r]);
     }
   }
   result.makespan = *std::max_element(now.begin(), now.end());
   const double busy = std::accumulate(result.busy.begin(), result.busy.end(), 0.0);
-  if (result.makespan > 0)
-    result.bubble_share = 1 - busy / (result.makespan * static_cast<double>(lists.size()));
+  const double whole = result.makespan * static_cast<double>(lists.size());
+  if (whole > 0) result.bubble_share = 1 - busy / whole;
   return result;
 }
 

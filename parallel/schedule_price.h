@@ -28,6 +28,7 @@ struct PipelinePrice {
 
 /// Ranks work their lists in order; sends go beside compute, receives wait until the message has come. An
 /// Error as run_order's.
-PipelinePrice price(const std::vector<std::vector<Action>>& lists, const PipelineTimes& times);
+PipelinePrice price(const std::vector<std::vector<Action>>& lists, const PipelineTimes& times,
+                    int window = kLinkWindow);
 
 }  // namespace ridge::parallel

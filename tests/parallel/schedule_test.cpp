@@ -149,6 +149,28 @@ TEST(SchedulePrice, ZeroBubbleIsUnderFivePercentOfFourRanks) {
   EXPECT_LT(bubble(Schedule::zb_h1, 4, 1, 16), bubble(Schedule::one_f_one_b, 4, 1, 16));
 }
 
+TEST(SchedulePrice, LinksThatHoldFewMessagesSlowNothingDown) {
+  for_every_shape([](Schedule kind, int ranks, int chunks, int micros) {
+    Lists lists = schedules(kind, ranks, chunks, micros);
+    PipelineTimes times{{}, 0.2, 0.1};
+    for (int s = 0; s < ranks * chunks; ++s) times.stages.push_back({1, 1 + s % 2 * 0.1, 0.9 - s % 3 * 0.1});
+    for (int round = 0; round < 2; ++round) {  // then of the forwards alone
+      EXPECT_DOUBLE_EQ(price(lists, times).makespan, price(lists, times, 1000).makespan);
+      for (auto& list : lists) list = forward_only(list);
+    }
+  });
+}
+
+TEST(SchedulePrice, AFullLinkHoldsItsSenderBack) {
+  Lists lists = schedules(Schedule::gpipe, 2, 1, 3);
+  for (auto& list : lists) list = forward_only(list);
+  const PipelineTimes times{{{1, 1, 1}, {0, 1, 1}}, 100, 0};
+  // Sent at 1, 2 and 3; on a link for one message at 1, 101 and 201.
+  EXPECT_DOUBLE_EQ(price(lists, times, 3).makespan, 103);
+  EXPECT_DOUBLE_EQ(price(lists, times, 1).makespan, 301);
+  EXPECT_THROW(price(lists, times, 0), Error);
+}
+
 TEST(SchedulePrice, MessagesAndUnevenStagesTakeTheirTime) {
   // 2 ranks, 1 micro-batch: F0 message F1 B1 message B0, nothing beside another.
   const Lists two = schedules(Schedule::one_f_one_b, 2, 1, 1);
