@@ -74,6 +74,10 @@ class Communicator {
   /// calls it together. An abort of either group ends both. It must not outlive what this group stands on:
   /// MPI's session, the host communicator of NCCL's.
   virtual std::unique_ptr<Communicator> split(int color) = 0;
+  /// The same where every rank can tell the colors of all, from their ranks: simulated ranks can only this.
+  virtual std::unique_ptr<Communicator> split_by(const std::function<int(int rank)>& color_of) {
+    return split(color_of(rank()));
+  }
 
   /// In place. T: any dtype.
   template <class T>
@@ -156,7 +160,7 @@ class Communicator {
     return {Message::Way::send, peer, erased(values)};
   }
   template <class T>
-  static Message receive_from(int peer, DeviceSpan<T> values) {
+  requires(!std::is_const_v<T>) static Message receive_from(int peer, DeviceSpan<T> values) {
     return {Message::Way::receive, peer, erased(values)};
   }
   template <class T>
@@ -164,7 +168,7 @@ class Communicator {
     return {Message::Way::send, peer, erased(on_host(values))};
   }
   template <class T>
-  static Message receive_from(int peer, std::span<T> values) {
+  requires(!std::is_const_v<T>) static Message receive_from(int peer, std::span<T> values) {
     return {Message::Way::receive, peer, erased(on_host(values))};
   }
   /// Sends and receives that run together, beside the caller's work; only the ranks that they name take part.
