@@ -244,6 +244,39 @@ void matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C> c_MN
   }
 }
 
+template <class T>
+void matmul_batched(Stream& stream, View<const T> a_PMK, View<const T> b_KN, View<T> c_PMN, double alpha,
+                    double beta) {
+  const std::int64_t P = a_PMK.dim(0), M = a_PMK.dim(1), K = a_PMK.dim(2), N = b_KN.dim(1);
+  if (b_KN.dim(0) != K || !(c_PMN.shape == Shape{P, M, N}) || !a_PMK.rows_dense() || !c_PMN.rows_dense()) {
+    fail("matmul_batched: {} times {} into {}", to_string(a_PMK.shape), to_string(b_KN.shape),
+         to_string(c_PMN.shape));
+  }
+  if (planned_device(stream.device()) != Device::cuda) {
+    for (std::int64_t p = 0; p < P; ++p) {
+      const View<const T> a(a_PMK.data + p * a_PMK.strides[0], {M, K}, {a_PMK.strides[1], a_PMK.strides[2]});
+      const View<T> c(c_PMN.data + p * c_PMN.strides[0], {M, N}, {c_PMN.strides[1], c_PMN.strides[2]});
+      matmul<T>(stream, a, b_KN, c, alpha, beta);
+    }
+    return;
+  }
+  const Work work{2 * static_cast<double>(P * M) * static_cast<double>(N * K),
+                  a_PMK.bytes() + b_KN.bytes() + c_PMN.bytes() * (beta != 0 ? 2 : 1)};
+  const PurposeScope purpose(Purpose::workspace);
+  const Storage workspace(stream.device(), cuda::kMatmulWorkspace);
+  const auto on_cuda = [&] {
+    cuda::matmul_batched<T>(stream, a_PMK, b_KN, c_PMN, alpha, beta, workspace.data());
+  };
+  launch(
+      stream, "matmul_batched", work, [] {}, on_cuda);
+}
+
+template void matmul_batched<float>(Stream&, View<const float>, View<const float>, View<float>, double,
+                                    double);
+template void matmul_batched<double>(Stream&, View<const double>, View<const double>, View<double>, double,
+                                     double);
+template void matmul_batched<bf16>(Stream&, View<const bf16>, View<const bf16>, View<bf16>, double, double);
+
 template void matmul<float, float>(Stream&, View<const float>, View<const float>, View<float>, double,
                                    double);
 template void matmul<double, double>(Stream&, View<const double>, View<const double>, View<double>, double,

@@ -23,6 +23,12 @@ template <class T, class C = T>
 void matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C> c_MN, double alpha = 1,
             double beta = 0);
 
+/// A product for each of P matrices with one b: c[p] = alpha a[p] b + beta c[p]. a [P, M, K] and c [P, M, N]
+/// have dense rows, b as above. On a GPU it is one launch. Instantiated for <float>, <double>, <bf16>.
+template <class T>
+void matmul_batched(Stream& stream, View<const T> a_PMK, View<const T> b_KN, View<T> c_PMN, double alpha = 1,
+                    double beta = 0);
+
 /// What `launch` runs on a GPU (matmul.cu): cuBLASLt with f32 sums (f64 for double), no tf32. The algorithm
 /// is the library's first choice for the shape, which is the same from run to run.
 namespace cuda {
@@ -32,6 +38,9 @@ inline constexpr std::int64_t kMatmulWorkspace = std::int64_t{32} << 20;
 template <class T, class C>
 void matmul(Stream& stream, View<const T> a_MK, View<const T> b_KN, View<C> c_MN, double alpha, double beta,
             void* workspace);
+template <class T>
+void matmul_batched(Stream& stream, View<const T> a_PMK, View<const T> b_KN, View<T> c_PMN, double alpha,
+                    double beta, void* workspace);
 }  // namespace cuda
 
 }  // namespace ridge::kernels

@@ -14,9 +14,10 @@ struct GemmOperand {
   const void* data = nullptr;
   std::int64_t ld = 0;
   bool transposed = false;
+  std::int64_t step = 0;  // elements from one matrix of a batch to the next; 0: all use one
 };
 
-/// c [m, n] column-major = alpha op(a) [m, k] op(b) [k, n] + beta c.
+/// c [m, n] column-major = alpha op(a) [m, k] op(b) [k, n] + beta c, for each of `batch`.
 struct Gemm {
   std::int64_t m = 0, n = 0, k = 0;
   GemmOperand a, b;
@@ -26,6 +27,7 @@ struct Gemm {
   cublasComputeType_t compute = CUBLAS_COMPUTE_32F;
   cudaDataType_t scale = CUDA_R_32F;
   double alpha = 1, beta = 0;
+  std::int64_t batch = 1, c_step = 0;
 };
 
 /// Queues the product; `workspace` of `workspace_bytes` is 256-byte aligned.

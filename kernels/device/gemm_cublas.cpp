@@ -57,15 +57,16 @@ struct Plan {
   cublasLtMatmulAlgo_t algo{};
 };
 
-// Largest power of two, up to 256, that divides an address and the bytes of a leading dimension.
-std::uint32_t alignment(const void* data, std::int64_t ld, std::size_t width) {
-  const auto bits = reinterpret_cast<std::uintptr_t>(data) | static_cast<std::uintptr_t>(ld) * width | 256u;
+std::size_t width_of(cudaDataType_t type) { return type == CUDA_R_64F ? 8 : (type == CUDA_R_32F ? 4 : 2); }
+
+// Largest power of two, up to 256, that divides an address and the bytes of its strides.
+std::uint32_t alignment_of(const GemmOperand& o, cudaDataType_t type) {
+  const auto strides = static_cast<std::uintptr_t>(o.ld | o.step) * width_of(type);
+  const auto bits = reinterpret_cast<std::uintptr_t>(o.data) | strides | 256u;
   return static_cast<std::uint32_t>(bits & (~bits + 1));
 }
 
-std::size_t width_of(cudaDataType_t type) { return type == CUDA_R_64F ? 8 : (type == CUDA_R_32F ? 4 : 2); }
-
-using Key = std::array<std::int64_t, 16>;
+using Key = std::array<std::int64_t, 20>;
 
 Key key_of(const Gemm& g, std::int64_t workspace_bytes) {
   return {g.m,
@@ -80,21 +81,32 @@ Key key_of(const Gemm& g, std::int64_t workspace_bytes) {
           g.output,
           g.compute,
           g.beta != 0,
-          alignment(g.a.data, g.a.ld, width_of(g.input)),
-          alignment(g.b.data, g.b.ld, width_of(g.input)),
-          alignment(g.c, g.ldc, width_of(g.output)),
-          workspace_bytes};
+          alignment_of(g.a, g.input),
+          alignment_of(g.b, g.input),
+          alignment_of({g.c, g.ldc, false, g.c_step}, g.output),
+          workspace_bytes,
+          g.batch,
+          g.a.step,
+          g.b.step,
+          g.c_step};
 }
 
-void make_layout(Layout& layout, cudaDataType_t type, std::int64_t rows, std::int64_t cols, std::int64_t ld) {
+void make_layout(Layout& layout, cudaDataType_t type, std::int64_t rows, std::int64_t cols, std::int64_t ld,
+                 std::int64_t batch, std::int64_t step) {
   check_cublas(cublasLtMatrixLayoutCreate(&layout.value, type, static_cast<std::uint64_t>(rows),
                                           static_cast<std::uint64_t>(cols), ld));
+  if (batch == 1) return;
+  const auto count = static_cast<std::int32_t>(batch);
+  check_cublas(cublasLtMatrixLayoutSetAttribute(layout.value, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
+                                                sizeof(count)));
+  check_cublas(cublasLtMatrixLayoutSetAttribute(layout.value, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                &step, sizeof(step)));
 }
 
 void make_operand(Layout& layout, const Gemm& g, const GemmOperand& operand, std::int64_t rows,
                   std::int64_t cols) {
-  make_layout(layout, g.input, operand.transposed ? cols : rows, operand.transposed ? rows : cols,
-              operand.ld);
+  make_layout(layout, g.input, operand.transposed ? cols : rows, operand.transposed ? rows : cols, operand.ld,
+              g.batch, operand.step);
 }
 
 void set_transposes(const Plan& plan, const Gemm& g) {
@@ -113,16 +125,16 @@ std::vector<cublasLtMatmulAlgo_t> candidates(const Plan& plan, const Gemm& g, st
     check_cublas(cublasLtMatmulPreferenceSetAttribute(preference.value, attribute, &value, sizeof(value)));
   };
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::uint64_t>(workspace_bytes));
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(g.a.data, g.a.ld, width_of(g.input)));
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(g.b.data, g.b.ld, width_of(g.input)));
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(g.c, g.ldc, width_of(g.output)));
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(g.c, g.ldc, width_of(g.output)));
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(g.a, g.input));
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(g.b, g.input));
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of({g.c, g.ldc, false, g.c_step}, g.output));
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of({g.c, g.ldc, false, g.c_step}, g.output));
   std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<std::size_t>(most));
   int found = 0;
   check_cublas(cublasLtMatmulAlgoGetHeuristic(handle(), plan.desc.value, plan.a.value, plan.b.value,
                                               plan.c.value, plan.c.value, preference.value, most,
                                               results.data(), &found));
-  if (found == 0) fail("cuBLAS has no algorithm for a product of {} x {} x {}", g.m, g.n, g.k);
+  if (found == 0) fail("cuBLAS has no algorithm for {} products of {} x {} x {}", g.batch, g.m, g.n, g.k);
   std::vector<cublasLtMatmulAlgo_t> algos;
   for (int i = 0; i < found; ++i) algos.push_back(results[static_cast<std::size_t>(i)].algo);
   return algos;
@@ -134,7 +146,7 @@ std::unique_ptr<Plan> describe(const Gemm& g) {
   set_transposes(*plan, g);
   make_operand(plan->a, g, g.a, g.m, g.k);
   make_operand(plan->b, g, g.b, g.k, g.n);
-  make_layout(plan->c, g.output, g.m, g.n, g.ldc);
+  make_layout(plan->c, g.output, g.m, g.n, g.ldc, g.batch, g.c_step);
   return plan;
 }
 
@@ -211,11 +223,11 @@ const Plan& plan_of(const Stream& stream, const Gemm& g, void* workspace, std::i
   return *plan;
 }
 
-// What choices hold for: "NVIDIA H200 cublas 130000".
+// What choices hold for: "NVIDIA H200 cublas 130000 key 20"; the last is the number of a key's fields.
 std::string place() {
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, ridge::cuda::selected_device()));
-  return fmt::format("{} cublas {}", properties.name, cublasLtGetVersion());
+  return fmt::format("{} cublas {} key {}", properties.name, cublasLtGetVersion(), std::tuple_size_v<Key>);
 }
 
 }  // namespace

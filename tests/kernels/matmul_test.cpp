@@ -288,5 +288,46 @@ TYPED_TEST(Matmul, MetaTakesTheScratchThatTheCpuTakes) {
   }
 }
 
+template <class T>
+class MatmulBatched : public ::testing::Test {};
+TYPED_TEST_SUITE(MatmulBatched, ComputeTypes);
+
+// Rows of every part of a longer matrix, against a product for each.
+TYPED_TEST(MatmulBatched, IsAProductForEach) {
+  using T = TypeParam;
+  for (const auto& [P, M, K, N] : std::vector<std::array<std::int64_t, 4>>{
+           {1, 3, 5, 7}, {3, 1, 8, 16}, {4, 33, 65, 17}, {2, 64, 128, 96}, {2, 3, 0, 4}, {0, 3, 4, 5}}) {
+    for (const bool transposed : {false, true}) {
+      for (const double beta : {0.0, 0.5}) {
+        const std::int64_t part = M + 2;  // rows from one matrix to the next
+        Array<T> a({P, M, K}, {part * (K + 3), K + 3, 1});
+        Array<T> b = make<T>(transposed ? Layout::columns : Layout::gapped_rows, K, N);
+        Array<T> c({P, M, N}, {part * (N + 8), N + 8, 1});
+        a.randomize(1), b.randomize(2), c.randomize(3);
+        const auto before = c.values(), as = a.values(), bs = b.values();
+        std::vector<double> want;
+        for (std::int64_t p = 0; p < P; ++p) {
+          const auto mk = static_cast<std::ptrdiff_t>(M * K), mn = static_cast<std::ptrdiff_t>(M * N);
+          const std::vector<double> mine(as.begin() + p * mk, as.begin() + (p + 1) * mk);
+          const std::vector<double> old(before.begin() + p * mn, before.begin() + (p + 1) * mn);
+          const auto product = reference(mine, bs, old, static_cast<std::size_t>(M),
+                                         static_cast<std::size_t>(K), static_cast<std::size_t>(N), 1.5, beta);
+          want.insert(want.end(), product.begin(), product.end());
+        }
+        const Memory<T> memory = c.data();
+        matmul_batched<T>(test_stream(), a.in(), b.in(), c.view(), 1.5, beta);
+        EXPECT_LT(normalized_error(c.values(), want), 4 * tolerance<T>()) << P << " x " << M;
+        if (P > 0) expect_gaps_kept(c, memory, "batch");
+      }
+    }
+  }
+}
+
+TEST(MatmulBatchedErrors, ShapesThatDoNotFit) {
+  Array<float> a({2, 3, 4}), b({4, 5}), c({2, 3, 5}), other({2, 4, 5}), wrong({3, 5});
+  EXPECT_THROW(matmul_batched<float>(test_stream(), a.in(), b.in(), other.view()), Error);
+  EXPECT_THROW(matmul_batched<float>(test_stream(), a.in(), wrong.in(), c.view()), Error);
+}
+
 }  // namespace
 }  // namespace ridge::kernels::testing
