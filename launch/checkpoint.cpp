@@ -3,21 +3,14 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "core/io/checksum.h"
-#include "core/io/file.h"
-#include "core/io/hdf5.h"
+#include "core/base/error.h"
+#include "core/io/slab.h"
+#include "launch/checkpoint_writer.h"
 
 namespace ridge {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr std::int64_t kFormatVersion = 1;
-constexpr const char* kRankFile = "rank-00000.h5";
-constexpr const char* kIndexFile = "index.h5";
-constexpr const char* kManifestFile = "manifest.txt";  // a line a file: XXH3, bytes, name
-constexpr std::size_t kMaxManifestBytes = 1 << 20;
-
-std::string folder_name(std::int64_t step) { return fmt::format("step-{:08}", step); }
 
 // "step-" and eight digits.
 bool is_checkpoint_name(const std::string& name) {
@@ -48,93 +41,64 @@ std::vector<fs::path> complete_checkpoints(const std::string& output) {
   return found;
 }
 
-std::span<const std::byte> bytes_of(const Tensor& t) {
-  return {static_cast<const std::byte*>(t.data()), static_cast<std::size_t>(t.bytes())};
+std::int64_t elements_of(const Piece& piece) {
+  std::int64_t count = 0;
+  for (const parallel::Box& box : piece.boxes) {
+    if (!box_is_within(box.offset, box.extent, piece.dims))
+      fail("{}: a box of {} at {} is not in {}", piece.name, dims_text(box.extent), dims_text(box.offset),
+           dims_text(piece.dims));
+    count += box.numel();
+  }
+  return count;
 }
 
-std::vector<std::int64_t> dims_of(const Tensor& t) { return {t.shape().begin(), t.shape().end()}; }
+}  // namespace
 
-void write_rank_file(const std::string& path, const std::vector<NamedTensor>& tensors) {
-  Hdf5File file = Hdf5File::create(path);
+std::vector<Piece> whole_pieces(const std::vector<NamedTensor>& tensors) {
+  std::vector<Piece> pieces;
   for (const NamedTensor& t : tensors) {
-    const Tensor value = t.value.detached().as_contiguous();
-    const std::string name = "/" + t.name;
-    file.write_dataset(name, value.dtype(), dims_of(value), bytes_of(value.on(Device::cpu)));
+    std::vector<std::int64_t> dims(t.value.shape().begin(), t.value.shape().end());
+    if (dims.empty()) dims = {1};
+    const parallel::Box all{std::vector<std::int64_t>(dims.size(), 0), dims};
+    pieces.push_back({t.name, dims, t.value.dtype(), {all}, t.value});
   }
-  file.close();
+  return pieces;
 }
 
-void write_index(const std::string& path, const TrainingState& state,
-                 const std::vector<NamedTensor>& tensors) {
-  Hdf5File file = Hdf5File::create(path);
-  for (const NamedTensor& t : tensors) {
-    const auto dims = dims_of(t.value);
-    const std::vector<VirtualPiece> pieces{
-        {kRankFile, "/" + t.name, std::vector<std::int64_t>(dims.size(), 0), dims}};
-    file.create_virtual("/" + t.name, t.value.dtype(), dims, pieces);
-  }
-  file.set_attribute("/", "ridge_format", std::string_view("checkpoint"));
-  file.set_attribute("/", "version", kFormatVersion);
-  file.set_attribute("/", "step", state.step);
-  file.set_attribute("/", "tokens", state.tokens);
-  file.set_attribute("/", "next_sample", state.next_sample);
-  file.set_attribute("/", "seed", state.seed);
-  file.set_attribute("/", "tensors", static_cast<std::int64_t>(tensors.size()));
-  file.set_attribute("/", "config", std::string_view(state.config));
-  file.close();
-}
-
-std::string manifest_line(const std::string& folder, const std::string& name) {
-  const std::string path = folder + "/" + name;
-  return fmt::format("{} {} {}\n", checksum_text(xxh3_64_of_file(path)), fs::file_size(path), name);
-}
-
-// Before HDF5 sees a byte: on damaged files the library may read nonsense, or never come back.
-void verify(const std::string& folder) {
-  const std::string stored = read_text_file(folder + "/" + kManifestFile, kMaxManifestBytes);
-  for (const char* name : {kRankFile, kIndexFile}) {
-    require(fs::exists(folder + "/" + name),
-            "{}/{}: the file is missing; remove that folder to use the checkpoint before", folder, name);
-    const std::string found = manifest_line(folder, name);
-    require(stored.find(found) != std::string::npos,
-            "{}/{}: the file is damaged: checksum and size are {}, which {} does not list; remove that "
-            "folder to use the "
-            "checkpoint before",
-            folder, name, found.substr(0, found.rfind(' ')), kManifestFile);
+void check_pieces(const std::vector<Piece>& pieces) {
+  for (const Piece& piece : pieces) {
+    const bool plain = !piece.name.empty() && piece.name.find_first_of(" \n\r\t") == std::string::npos;
+    if (!plain) fail("checkpoint: '{}' is no name for a tensor", piece.name);
+    if (piece.dims.empty()) fail("checkpoint: {} has no dims", piece.name);
+    if (piece.dtype != piece.value.dtype() || !piece.value.contiguous())
+      fail("checkpoint: {} is {}, but its piece is {} and {}contiguous", piece.name, name_of(piece.dtype),
+           name_of(piece.value.dtype()), piece.value.contiguous() ? "" : "not ");
+    if (elements_of(piece) != piece.value.numel())
+      fail("checkpoint: the boxes of {} have {} elements, its piece {}", piece.name, elements_of(piece),
+           piece.value.numel());
   }
 }
 
-void remove_old(const std::string& output, std::int64_t keep) {
+void save_checkpoint(const std::string& output, const TrainingState& state,
+                     const std::vector<NamedTensor>& tensors, std::int64_t keep) {
+  const auto self = parallel::self_communicator();
+  std::vector<NamedTensor> dense;
+  for (const NamedTensor& t : tensors) dense.push_back({t.name, t.value.detached().as_contiguous()});
+  CheckpointWriter writer(*self, {.output = output, .keep = keep});
+  writer.snapshot(state, whole_pieces(dense));
+  writer.finish();
+}
+
+std::string checkpoint_folder(const std::string& output, std::int64_t step) {
+  return (fs::path(output) / "checkpoints" / fmt::format("step-{:08}", step)).string();
+}
+
+void remove_old_checkpoints(const std::string& output, std::int64_t keep) {
   const auto all = complete_checkpoints(output);
   for (std::size_t i = 0; i + static_cast<std::size_t>(keep) < all.size(); ++i) {
     fs::remove(all[i] / kManifestFile);  // first what makes it complete
     fs::remove_all(all[i]);
   }
-}
-
-void read_tensor(const Hdf5File& index, const NamedTensor& t) {
-  const std::string name = "/" + t.name;
-  require(index.exists(name), "{}: tensor {} is missing: the checkpoint belongs to another model",
-          index.path(), t.name);
-  const Tensor value = Tensor::empty(t.value.shape(), t.value.dtype());
-  index.read_dataset(name, value.dtype(), dims_of(value),
-                     {static_cast<std::byte*>(value.data()), static_cast<std::size_t>(value.bytes())});
-  t.value.copy_from(value);
-}
-
-}  // namespace
-
-void save_checkpoint(const std::string& output, const TrainingState& state,
-                     const std::vector<NamedTensor>& tensors, std::int64_t keep) {
-  const fs::path folder = fs::path(output) / "checkpoints";
-  fs::create_directories(folder);
-  AtomicFolder target((folder / folder_name(state.step)).string());
-  write_rank_file(target.path() + "/" + kRankFile, tensors);
-  write_index(target.path() + "/" + kIndexFile, state, tensors);
-  write_file_atomically(target.path() + "/" + kManifestFile,
-                        manifest_line(target.path(), kRankFile) + manifest_line(target.path(), kIndexFile));
-  target.commit();
-  remove_old(output, keep);
 }
 
 void remove_leftovers(const std::string& output) {
@@ -154,32 +118,6 @@ std::optional<std::string> latest_checkpoint(const std::string& output) {
   const auto all = complete_checkpoints(output);
   if (all.empty()) return std::nullopt;
   return all.back().string();
-}
-
-TrainingState read_checkpoint_state(const std::string& folder) {
-  verify(folder);
-  const Hdf5File index = Hdf5File::open(folder + "/" + kIndexFile);
-  const std::int64_t version = index.int_attribute("/", "version");
-  require(version == kFormatVersion,
-          "{}: checkpoint format {} is not {}: use the version of ridge that wrote it", index.path(), version,
-          kFormatVersion);
-  TrainingState state;
-  state.step = index.int_attribute("/", "step");
-  state.tokens = index.int_attribute("/", "tokens");
-  state.next_sample = index.int_attribute("/", "next_sample");
-  state.seed = index.int_attribute("/", "seed");
-  state.config = index.string_attribute("/", "config");
-  return state;
-}
-
-void read_checkpoint_tensors(const std::string& folder, const std::vector<NamedTensor>& tensors) {
-  const Hdf5File index = Hdf5File::open(folder + "/" + kIndexFile);
-  const std::int64_t stored = index.int_attribute("/", "tensors");
-  require(stored == static_cast<std::int64_t>(tensors.size()),
-          "{}: holds {} tensors, but this run has {}: the checkpoint belongs "
-          "to another model, adapter or optimizer",
-          index.path(), stored, tensors.size());
-  for (const NamedTensor& t : tensors) read_tensor(index, t);
 }
 
 }  // namespace ridge
