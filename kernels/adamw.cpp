@@ -50,7 +50,8 @@ void run_on_cpu(Parameter p, View<const float> grad, View<M> m, View<M> v, const
       adamw_row(p.from(at), grad.data + at, m.data + at, v.data + at, words, factors, *scale, n);
     };
     if constexpr (std::is_same_v<M, bf16>) {
-      for_random_words({static_cast<std::uint64_t>(s.step), s.parameter}, 0, begin, end, run);
+      for_random_words({static_cast<std::uint64_t>(s.step), s.parameter}, static_cast<std::uint64_t>(s.first),
+                       begin, end, run);
     } else {
       run(begin, nullptr, end - begin);
     }
@@ -69,7 +70,7 @@ template <class M>
 void adamw(Stream& stream, View<float> param, View<const float> grad, View<M> m, View<M> v,
            const AdamWStep& step) {
   check_optimizer_operands(param, grad, m, v);
-  check(step.step >= 1, "adamw: steps count from 1");
+  check(step.step >= 1 && step.first >= 0 && step.first % 4 == 0, "adamw: steps from 1, shards from fours");
   launch(
       stream, "adamw", work_of(grad, m, param.bytes()),
       [&] { run_on_cpu(PlainParameter{param.data}, grad, m, v, step); },
@@ -80,7 +81,7 @@ template <class M>
 void adamw(Stream& stream, View<bf16> param, View<std::int16_t> low, View<const float> grad, View<M> m,
            View<M> v, const AdamWStep& step) {
   check_optimizer_operands(param, low, grad, m, v);
-  check(step.step >= 1, "adamw: steps count from 1");
+  check(step.step >= 1 && step.first >= 0 && step.first % 4 == 0, "adamw: steps from 1, shards from fours");
   launch(
       stream, "adamw", work_of(grad, m, param.bytes() + low.bytes()),
       [&] {

@@ -18,9 +18,9 @@ __device__ __forceinline__ unsigned round_noisy(float value, unsigned noise) {
 /// New moments as they are kept.
 template <class M>
 __device__ __forceinline__ void set_moments(Quad<M>& m, Quad<M>& v, const float (&first)[kQuad],
-                                            const float (&second)[kQuad], RandomKey key, std::int64_t begin) {
+                                            const float (&second)[kQuad], RandomKey key, std::int64_t quad) {
   if constexpr (std::is_same_v<M, bf16>) {
-    const device::PhiloxWords words = device::philox(key, static_cast<std::uint64_t>(begin / kQuad));
+    const device::PhiloxWords words = device::philox(key, static_cast<std::uint64_t>(quad));
     unsigned low[kQuad], high[kQuad];
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) {
@@ -44,6 +44,7 @@ struct Operands {
   AdamWFactors factors;
   GradientFactor gradient;
   RandomKey key;
+  std::int64_t first_quad;
   bool aligned;
 };
 
@@ -74,7 +75,7 @@ struct Held {
       updated[k] = p[k] * f.decay - device::quotient(f.step_size * first[k], denominator);
     }
     p.set(updated);
-    set_moments(m, v, first, second, o.key, at.begin);
+    set_moments(m, v, first, second, o.key, o.first_quad + at.begin / kQuad);
     p.template store_to<kFull>(o.param, at.begin, at.count);
     m.template store_to<kFull>(o.m + at.begin, at.count);
     v.template store_to<kFull>(o.v + at.begin, at.count);
@@ -136,6 +137,7 @@ void run(Stream& stream, typename Parameter::Address param, bool aligned, View<c
                                  AdamWFactors(s),
                                  {s.norm, s.clip, s.grad_scale},
                                  {static_cast<std::uint64_t>(s.step), s.parameter},
+                                 s.first / kQuad,
                                  aligned && quads_aligned(grad.data, m.data, v.data)};
   adamw_kernel<Parameter, M><<<blocks_for(o.elements), kThreads, 0, native(stream)>>>(o);
 }

@@ -25,10 +25,11 @@ struct AdamWStep {
   double clip = 0;               // with a norm, above 0: the gradient is also multiplied by
                                  // min(1, clip / (norm + 1e-6))
   std::uint64_t parameter = 0;   // names the parameter: stream of the noise that rounds bf16 moments
+  std::int64_t first = 0;        // place of element 0 in that parameter, a multiple of 4: for a shard of it
 };
 
 /// m and v start as zeros before step 1. M is float, or bf16: rounded stochastically, so that the expectation
-/// is exact, with 16 bits each of philox({step, parameter}, element / 4).
+/// is exact, with 16 bits each of philox({step, parameter}, (first + element) / 4).
 template <class M>
 void adamw(Stream& stream, View<float> param, View<const float> grad, View<M> m, View<M> v,
            const AdamWStep& step);

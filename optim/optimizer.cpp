@@ -116,7 +116,8 @@ class AdamW final : public Rule {
     step.beta1 = options_.beta1;
     step.beta2 = options_.beta2;
     step.eps = options_.eps;
-    step.parameter = i;
+    step.parameter = parameters_[i].index;
+    step.first = parameters_[i].first;
     const Tensor& value = parameters_[i].value;
     const Slot& s = slots_[i];
     Stream& stream = current_stream(value.device());

@@ -13,7 +13,9 @@ namespace ridge::optim {
 struct TrainedParameter {
   std::string name;
   Tensor value;
-  bool decay = true;  // whether weight decay applies
+  bool decay = true;        // whether weight decay applies
+  std::uint64_t index = 0;  // its place among the model's parameters: names its noise
+  std::int64_t first = 0;   // of a shard: the place of its element 0 in the parameter, a multiple of 4
 };
 
 /// A tensor of the optimizer's state, by a name such as "NAME.exp_avg": f32 or bf16. "NAME.master_low" holds
