@@ -68,6 +68,7 @@ struct Call {
                                   lse != nullptr,
                                   problem.batch,
                                   problem.queries,
+                                  problem.keys,
                                   problem.heads,
                                   problem.groups,
                                   problem.head_dim,
@@ -86,7 +87,7 @@ using Tensor = std::shared_ptr<fe::graph::Tensor_attributes>;
 void describe(fe::graph::Tensor_attributes& tensor, const Call& call, const Operand& x) {
   const Problem& p = call.problem;
   tensor.set_uid(static_cast<std::int64_t>(x.id))
-      .set_dim({p.batch, x.of_keys ? p.groups : p.heads, p.queries, p.head_dim})
+      .set_dim({p.batch, x.of_keys ? p.groups : p.heads, x.of_keys ? p.keys : p.queries, p.head_dim})
       .set_stride({x.batch, x.head, x.token, 1});
 }
 

@@ -1,5 +1,5 @@
-// cuDNN's fused attention: bf16, as many queries as keys. A build without it links a stub that serves
-// nothing.
+// cuDNN's fused attention in bf16: with a causal mask as many queries as keys, without one any. A build
+// without it links a stub that serves nothing.
 #pragma once
 
 #include <cstdint>

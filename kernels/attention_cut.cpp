@@ -94,7 +94,9 @@ bool fused_fits(const Problem& problem, std::initializer_list<View<const T>> ope
   const bool head_dim =
       problem.head_dim == 64 || problem.head_dim == 96 || problem.head_dim == 128 || problem.head_dim == 256;
   const bool square = problem.queries == problem.keys && problem.options.q_offset == 0;
-  if (!head_dim || !square || problem.queries < kLeastFusedQueries || problem.batch == 0) return false;
+  const std::int64_t least = std::min(problem.queries, problem.keys);
+  if (!head_dim || !(square || !problem.options.causal) || least < kLeastFusedQueries || problem.batch == 0)
+    return false;
   return std::all_of(operands.begin(), operands.end(), aligned_strides<T>);
 }
 
