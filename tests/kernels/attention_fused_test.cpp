@@ -166,6 +166,38 @@ TEST(FusedAttention, OtherHeadDims) {
   expect_matches({"D of 256 in a window", 1, 150, 2, 2, 256, mask(true, 40)});
 }
 
+// T queries that see all of S keys, in views of longer rows: a step of ring attention.
+void expect_rectangle(const char* what, std::int64_t B, std::int64_t T, std::int64_t S, std::int64_t H,
+                      std::int64_t G, std::int64_t D) {
+  const cuda::FusedReport before = cuda::fused_report();
+  OnDevice q{B, T, H + 1, D}, kv{B, S, 2 * G, D}, grad{B, T, H, D}, o{B, T, H, D}, dq{B, T, H, D},
+      dkv{B, S, 2 * G, D};
+  q.randomize(1), kv.randomize(2), grad.randomize(3);
+  const Storage lse(test::test_device(), B * H * T * static_cast<std::int64_t>(sizeof(float)));
+  const View<float> lse_BHT(static_cast<float*>(lse.data()), {B, H, T});
+  AttentionOptions options = mask(false);
+  options.scale = 1.7 / std::sqrt(static_cast<double>(D));
+  attention<bf16>(test_stream(), q.heads(1, H), kv.heads(0, G), kv.heads(G, G), o.heads(0, H), lse_BHT,
+                  options);
+  attention_backward<bf16>(test_stream(), grad.heads(0, H), q.heads(1, H), kv.heads(0, G), kv.heads(G, G),
+                           o.heads(0, H), lse_BHT, dq.heads(0, H), dkv.heads(0, G), dkv.heads(G, G), options);
+  wait_for_device();
+  expect_served(before, 2, what);
+  Array<bf16> q_read = q.read(1, H), k = kv.read(0, G), v = kv.read(G, G), grad_read = grad.read(0, H);
+  auto expected = reference::attention(q_read, k, v, grad_read, options);
+  Array<bf16> got[] = {o.read(0, H), dq.read(0, H), dkv.read(0, G), dkv.read(G, G)};
+  Array<double>* want[] = {&expected.o, &expected.dq, &expected.dk, &expected.dv};
+  for (int i = 0; i < 4; ++i)
+    EXPECT_LT(error_of(got[i], *want[i]), 1.2e-2) << "result " << i << " of " << what;
+}
+
+TEST(FusedAttention, MoreOrFewerKeysThanQueriesWithoutAMask) {
+  expect_rectangle("half of the keys", 2, 256, 128, 4, 2, 64);
+  expect_rectangle("half of the queries", 2, 128, 256, 4, 4, 128);
+  expect_rectangle("odd lengths", 1, 130, 67, 6, 2, 64);
+  expect_rectangle("odd lengths the other way", 3, 65, 200, 2, 1, 128);
+}
+
 TEST(FusedAttention, TheSameWithoutLse) {
   for (const std::int64_t T : {200, 256}) {  // without lse an odd length goes to our own kernel
     Packed run({"with", 1, T, 4, 2, 64, mask(true)});
@@ -270,6 +302,10 @@ TEST(FusedCut, TakesWhatCudnnCan) {
   cached.keys = 256;
   short_one.queries = short_one.keys = 32;
   narrow.head_dim = 80;
+  EXPECT_FALSE(fused_fits<bf16>(cached, {good}));
+  cached.options.causal = false;
+  EXPECT_TRUE(fused_fits<bf16>(cached, {good}));
+  cached.keys = 32;
   EXPECT_FALSE(fused_fits<bf16>(cached, {good}));
   EXPECT_FALSE(fused_fits<bf16>(short_one, {good}));
   EXPECT_FALSE(fused_fits<bf16>(narrow, {good}));
