@@ -3,6 +3,7 @@
 #include <set>
 
 #include "core/base/error.h"
+#include "parallel/context_benchmark.h"
 #include "parallel/ring_attention.h"
 #include "tests/parallel/context_attention.h"
 
@@ -267,6 +268,19 @@ TEST_P(BothKinds, RefuseWhatTheyCannotDo) {
     EXPECT_THROW(run(15, 64, 64), UserError);  // two chunks of 7 and a half
     EXPECT_THROW(run(16, 63, 64), Error);
     EXPECT_THROW(run(16, 64, 63), Error);  // too short a table
+  });
+}
+
+TEST_P(BothKinds, AreTimedBesideOneRank) {
+  run_ranks(2, [&](Communicator& ranks) {
+    ContextBenchmark benchmark{GetParam(), 1, 64, {4, 2, 16}, DType::f32, Device::cpu, true, 2};
+    const ContextTiming timing = benchmark_context(ranks, benchmark);
+    EXPECT_EQ(timing.flops, 14.0 * (64 * 65 / 2) * 4 * 16);
+    EXPECT_GT(timing.seconds, 0);
+    EXPECT_GT(timing.whole_seconds, 0);
+    EXPECT_DOUBLE_EQ(timing.efficiency(), timing.whole_seconds / timing.seconds / 2);
+    benchmark.repeats = 0;
+    EXPECT_THROW(benchmark_context(ranks, benchmark), UserError);
   });
 }
 
