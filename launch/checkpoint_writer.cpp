@@ -53,6 +53,12 @@ std::string shared_mark(parallel::Communicator& ranks) {
   return fmt::format("{:012x}", static_cast<std::uint64_t>(mark) & 0xFFFFFFFFFFFF);
 }
 
+void make_folder(const std::string& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  require(!error, "cannot make the folder '{}': {}", folder, error.message());
+}
+
 }  // namespace
 
 struct CheckpointWriter::Copy {
@@ -157,7 +163,7 @@ std::string CheckpointWriter::temporary_folder(std::int64_t step) const {
 // On the thread.
 void CheckpointWriter::write(const TrainingState& state, const std::vector<HostPiece>& pieces) {
   try {
-    fs::create_directories(temporary_folder(state.step));
+    make_folder(temporary_folder(state.step));
     if (copy_) {
       current_stream(Device::cuda).native();  // binds this thread to the rank's GPU
       copy_->done.synchronize();
