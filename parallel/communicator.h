@@ -79,7 +79,7 @@ class Communicator {
     return split(color_of(rank()));
   }
 
-  /// In place. T: any dtype.
+  /// In place. T: any dtype; a sum of integers has to fit in it.
   template <class T>
   void all_reduce(DeviceSpan<T> values, Reduce op = Reduce::sum) {
     do_all_reduce(erased(values), op);

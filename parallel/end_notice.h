@@ -6,8 +6,9 @@
 
 namespace ridge::parallel {
 
-/// While it lives, SIGTERM writes one line to stderr before it ends the process. One at a time; where the
-/// program handles that signal already, it does nothing.
+/// While it lives, SIGTERM writes one line to stderr before it ends the process. Of several the oldest
+/// speaks, and a process says one line in all; where the program handles that signal already, they do
+/// nothing.
 class EndNotice {
  public:
   /// `line` without its newline.
@@ -16,9 +17,11 @@ class EndNotice {
   EndNotice(const EndNotice&) = delete;
   EndNotice& operator=(const EndNotice&) = delete;
 
+  /// Writes the process's one line now, where this process knows why it ends; not if it was said already.
+  static void say(const std::string& line) noexcept;
+
  private:
   std::string line_;
-  bool installed_ = false;
 };
 
 }  // namespace ridge::parallel

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <cstdio>
 #include <exception>
 #include <optional>
 
@@ -83,13 +82,13 @@ class NcclPending final : public Pending {
 
 class NcclCommunicator final : public Communicator {
  public:
-  // `own_host` is null, or holds `host`.
-  NcclCommunicator(Communicator& host, std::unique_ptr<Communicator> own_host,
+  // `own_host` is null, or holds `host`; `where` names the process.
+  NcclCommunicator(Communicator& host, std::unique_ptr<Communicator> own_host, std::string where,
                    std::chrono::milliseconds timeout)
       : own_host_(std::move(own_host)),
         host_(host),
         timeout_(timeout),
-        where_(fmt::format("rank {} of {} on {}", host.rank(), host.size(), host_name())),
+        where_(std::move(where)),
         stream_(Device::cuda, "nccl", cuda::make_stream("nccl", true)),
         nccl_(std::make_shared<NcclHandle>(shared_id(host), host.rank(), host.size(), timeout)) {
     notice_.emplace(
@@ -120,7 +119,8 @@ class NcclCommunicator final : public Communicator {
     if (host == nullptr) return nullptr;
     if (host->size() == 1) return self_communicator();
     Communicator& ranks = *host;
-    return std::make_unique<NcclCommunicator>(ranks, std::move(host), timeout_);
+    std::string where = fmt::format("{}, {} of {} in a group", where_, host->rank(), host->size());
+    return std::make_unique<NcclCommunicator>(ranks, std::move(host), std::move(where), timeout_);
   }
 
  protected:
@@ -247,9 +247,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   void give_up(const std::string& reason) noexcept {
-    notice_.reset();
-    std::fprintf(stderr, "ridge: [%s] NCCL: %s\n", where_.c_str(), reason.c_str());
-    std::fflush(stderr);
+    EndNotice::say(fmt::format("ridge: [{}] NCCL: {}", where_, reason));
     nccl_->abort();
     host_.abort(reason, kBug);
   }
@@ -270,7 +268,8 @@ class NcclCommunicator final : public Communicator {
 
 std::unique_ptr<Communicator> nccl_communicator(Communicator& host, std::chrono::milliseconds timeout) {
   if (host.size() == 1) return self_communicator();
-  return std::make_unique<NcclCommunicator>(host, nullptr, timeout);
+  return std::make_unique<NcclCommunicator>(
+      host, nullptr, fmt::format("rank {} of {} on {}", host.rank(), host.size(), host_name()), timeout);
 }
 
 }  // namespace ridge::parallel

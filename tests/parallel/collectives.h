@@ -54,8 +54,10 @@ class Values {
   Storage storage_;
 };
 
+/// Of 8-bit integers small positive ones: sums of those that do not fit mean nothing.
 template <class T>
 T from_int(int value) {
+  if constexpr (sizeof(T) == 1) return static_cast<T>((value + 1300) % 13);
   if constexpr (std::is_arithmetic_v<T>) return static_cast<T>(value);
   return T(static_cast<float>(value));
 }
@@ -66,7 +68,13 @@ double to_double(T value) {
   return static_cast<double>(static_cast<float>(value));
 }
 
-/// Small whole numbers: their sums over a few ranks are exact in every type.
+/// As T holds it.
+template <class T>
+double as_double(int value) {
+  return to_double(from_int<T>(value));
+}
+
+/// Small whole numbers: their sums over 8 ranks are exact in every floating type.
 inline int element(int rank, std::size_t i) { return static_cast<int>((i * 7 + 5) % 11) * (rank + 1) - 13; }
 
 template <class T>
@@ -76,9 +84,10 @@ std::vector<T> elements(int rank, std::size_t count) {
   return values;
 }
 
-inline int sum_of(int ranks, std::size_t i) {
-  int sum = 0;
-  for (int r = 0; r < ranks; ++r) sum += element(r, i);
+template <class T>
+double sum_of(int ranks, std::size_t i) {
+  double sum = 0;
+  for (int r = 0; r < ranks; ++r) sum += as_double<T>(element(r, i));
   return sum;
 }
 
@@ -92,10 +101,10 @@ void expect_reductions(parallel::Communicator& ranks, std::size_t count, Device 
   pending->wait();
   const std::vector<T> sums = sum.read(), sums_later = later.read(), maxima = most.read();
   for (std::size_t i = 0; i < count; ++i) {
-    int greatest = element(0, i);
-    for (int r = 1; r < ranks.size(); ++r) greatest = std::max(greatest, element(r, i));
-    EXPECT_EQ(to_double(sums[i]), sum_of(ranks.size(), i)) << "element " << i;
-    EXPECT_EQ(to_double(sums_later[i]), sum_of(ranks.size(), i)) << "element " << i;
+    double greatest = as_double<T>(element(0, i));
+    for (int r = 1; r < ranks.size(); ++r) greatest = std::max(greatest, as_double<T>(element(r, i)));
+    EXPECT_EQ(to_double(sums[i]), sum_of<T>(ranks.size(), i)) << "element " << i;
+    EXPECT_EQ(to_double(sums_later[i]), sum_of<T>(ranks.size(), i)) << "element " << i;
     EXPECT_EQ(to_double(maxima[i]), greatest) << "element " << i;
   }
 }
@@ -104,7 +113,7 @@ template <class T>
 void expect_whole(const std::vector<T>& all, int ranks, std::size_t count) {
   for (int r = 0; r < ranks; ++r) {
     for (std::size_t i = 0; i < count; ++i) {
-      EXPECT_EQ(to_double(all[static_cast<std::size_t>(r) * count + i]), element(r, i))
+      EXPECT_EQ(to_double(all[static_cast<std::size_t>(r) * count + i]), as_double<T>(element(r, i)))
           << "element " << i << " of rank " << r;
     }
   }
@@ -138,8 +147,8 @@ void expect_scatters(parallel::Communicator& ranks, std::size_t count, Device de
   const std::vector<T> sums = mine.read(), sums_in_place = in_place.read();
   for (std::size_t i = 0; i < count; ++i) {
     const std::size_t at = static_cast<std::size_t>(ranks.rank()) * count + i;
-    EXPECT_EQ(to_double(sums[i]), sum_of(ranks.size(), at)) << "element " << i;
-    EXPECT_EQ(to_double(sums_in_place[at]), sum_of(ranks.size(), at)) << "element " << i;
+    EXPECT_EQ(to_double(sums[i]), sum_of<T>(ranks.size(), at)) << "element " << i;
+    EXPECT_EQ(to_double(sums_in_place[at]), sum_of<T>(ranks.size(), at)) << "element " << i;
   }
 }
 
@@ -149,7 +158,8 @@ void expect_broadcasts(parallel::Communicator& ranks, std::size_t count, Device 
     Values<T> values(elements<T>(ranks.rank(), count), device);
     ranks.broadcast(values.span(), root);
     const std::vector<T> got = values.read();
-    for (std::size_t i = 0; i < count; ++i) EXPECT_EQ(to_double(got[i]), element(root, i)) << "element " << i;
+    for (std::size_t i = 0; i < count; ++i)
+      EXPECT_EQ(to_double(got[i]), as_double<T>(element(root, i))) << "element " << i;
   }
 }
 
@@ -163,12 +173,16 @@ void expect_all_of(parallel::Communicator& ranks, Device device) {
   }
 }
 
-/// All collectives, in every type that can be reduced.
+/// All collectives, in every type.
 inline void expect_collectives(parallel::Communicator& ranks, Device device) {
   expect_all_of<float>(ranks, device);
   expect_all_of<double>(ranks, device);
   expect_all_of<bf16>(ranks, device);
+  expect_all_of<f16>(ranks, device);
   expect_all_of<std::int64_t>(ranks, device);
+  expect_all_of<std::int32_t>(ranks, device);
+  expect_all_of<std::uint8_t>(ranks, device);
+  expect_all_of<std::int8_t>(ranks, device);
 }
 
 }  // namespace ridge::test

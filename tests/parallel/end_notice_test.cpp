@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <memory>
+
 namespace ridge::parallel {
 namespace {
 
@@ -19,6 +21,26 @@ TEST(EndNoticeDeathTest, IsSilentOnceGone) {
     ::raise(SIGTERM);
   };
   EXPECT_EXIT(body(), ::testing::KilledBySignal(SIGTERM), "^$");
+}
+
+TEST(EndNoticeDeathTest, OfSeveralTheOldestSpeaks) {
+  const auto body = [] {
+    auto first = std::make_unique<EndNotice>("the first");
+    const EndNotice second("the second"), third("the third");
+    first.reset();
+    ::raise(SIGTERM);
+  };
+  EXPECT_EXIT(body(), ::testing::KilledBySignal(SIGTERM), "^the second\n$");
+}
+
+TEST(EndNoticeDeathTest, AProcessThatKnowsWhyItEndsSaysThatAlone) {
+  const auto body = [] {
+    const EndNotice first("the first"), second("the second");
+    EndNotice::say("the network is gone");
+    EndNotice::say("again");
+    ::raise(SIGTERM);
+  };
+  EXPECT_EXIT(body(), ::testing::KilledBySignal(SIGTERM), "^the network is gone\n$");
 }
 
 TEST(EndNotice, LeavesAHandlerOfTheProgramAlone) {

@@ -1,7 +1,11 @@
 #include "parallel/mpi_communicator.h"
 
+#include <chrono>
+#include <thread>
+
 #include "core/base/error.h"
-#include "tests/parallel/collectives.h"
+#include "tests/parallel/group_checks.h"
+#include "tests/parallel/messages.h"
 #include "tests/parallel/mpirun.h"
 
 namespace ridge::parallel {
@@ -41,11 +45,91 @@ TEST_F(MpiRanks, AsyncCollectivesKeepTheirOrder) {
   EXPECT_EQ(piece, std::vector<float>{3});
 }
 
+TEST_F(MpiRanks, GiveMessages) { test::expect_messages(ranks(), Device::cpu); }
+
+// Small ones that MPI sends at once, and large ones for which it wants to meet.
+TEST_F(MpiRanks, ASendWaitsForNobody) {
+  for (const std::size_t count : {1, 1 << 10, 1 << 20}) test::expect_sends_are_buffered(ranks(), count);
+}
+
+TEST_F(MpiRanks, Split) {
+  test::expect_splits(ranks(), Device::cpu);
+  const auto pair = ranks().split(ranks().rank() == 1 ? 5 : 2);
+  test::expect_collectives(*pair, Device::cpu);
+  test::expect_messages(*pair, Device::cpu);
+}
+
+TEST_F(MpiRanks, ALargeMessageMovesWhileItsSenderIsBusyElsewhere) {
+  std::vector<float> mine(1 << 22, static_cast<float>(ranks().rank())), got(1 << 22, -1);
+  const auto begin = std::chrono::steady_clock::now();
+  if (ranks().rank() == 0) {
+    ranks().exchange({ranks().send_to(1, std::span(mine))});
+    std::this_thread::sleep_for(std::chrono::seconds(2));
+  }
+  if (ranks().rank() == 1) {
+    ranks().exchange({ranks().receive_from(0, std::span(got))});
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(1500));
+    EXPECT_EQ(got, std::vector<float>(1 << 22, 0));
+  }
+  ranks().barrier();
+}
+
+TEST_F(MpiRanks, AMessageThatIsNotExpectedIsAnError) {
+  std::vector<float> mine(7), got(5);
+  ranks().exchange({ranks().send_to(test::neighbour(ranks(), 1), std::span(mine))});
+  EXPECT_THROW(ranks().exchange({ranks().receive_from(test::neighbour(ranks(), -1), std::span(got))}), Error);
+  ranks().exchange({ranks().send_to(test::neighbour(ranks(), 1), std::span(got))});
+  EXPECT_THROW(ranks().exchange({ranks().receive_from(test::neighbour(ranks(), -1), std::span(mine))}),
+               Error);
+}
+
+TEST_F(MpiRanks, AReceiveThatNobodyWaitsForWritesNoMore) {
+  const int next = test::neighbour(ranks(), 1), before = test::neighbour(ranks(), -1);
+  std::vector<float> given_up(1000, -1), mine(1000, 1), got(1000);
+  ranks().exchange_async({ranks().receive_from(before, std::span(given_up))});
+  ranks().barrier();
+  ranks().exchange({ranks().send_to(next, std::span(mine)), ranks().receive_from(before, std::span(got))});
+  EXPECT_EQ(got, mine);
+  EXPECT_EQ(given_up, std::vector<float>(1000, -1));
+}
+
+TEST(Mpi, GroupsOfProcesses) {
+  if (launched_by_mpi()) GTEST_SKIP() << "this is a rank already";
+  test::expect_ranks_pass(4, "MpiMesh.*");
+}
+
+TEST(MpiMesh, HasACommunicatorOfEachAxis) {
+  if (!launched_by_mpi()) GTEST_SKIP() << "started by Mpi.GroupsOfProcesses";
+  Communicator& world = test::mpi_process.session().world();
+  for (const Mesh& mesh : test::meshes_of(world.size())) {
+    Groups groups(mesh, world);
+    test::expect_groups(groups, world, Device::cpu);
+  }
+}
+
+TEST(Mpi, AnAbortOfAPartEndsAll) {
+  if (launched_by_mpi()) GTEST_SKIP() << "this is a rank already";
+  const test::Outcome outcome = test::run_tests_as_ranks(3, "MpiAbort.*");
+  EXPECT_EQ(outcome.exit_code, 7) << outcome.err;
+  EXPECT_LT(outcome.seconds, 30);
+}
+
+TEST(MpiAbort, OfAGroupOfOne) {
+  if (!launched_by_mpi()) GTEST_SKIP() << "started by Mpi.AnAbortOfAPartEndsAll";
+  Communicator& world = test::mpi_process.session().world();
+  const auto alone = world.split(world.rank());
+  if (world.rank() == 2) alone->abort("out of paper", 7);
+  float value = 0;
+  world.exchange({world.receive_from(2, std::span(&value, 1))});
+}
+
 TEST_F(MpiRanks, MetaMovesNothingAndAGpusMemoryIsRefused) {
   const DeviceSpan<float> meta{nullptr, 8, Device::meta}, gpu{nullptr, 8, Device::cuda};
   ranks().all_reduce(meta);
   ranks().all_reduce_async(meta)->wait();
   ranks().broadcast(meta, 1);
+  ranks().exchange({ranks().receive_from(1, meta)});
+  EXPECT_THROW(ranks().exchange({ranks().send_to(1, gpu)}), Error);
   EXPECT_THROW(ranks().all_reduce(gpu), Error);
 }
 

@@ -6,7 +6,8 @@
 #include "core/tensor.h"
 #include "parallel/data_parallel.h"
 #include "parallel/nccl_communicator.h"
-#include "tests/parallel/collectives.h"
+#include "tests/parallel/group_checks.h"
+#include "tests/parallel/messages.h"
 #include "tests/parallel/mpirun.h"
 
 namespace ridge::parallel {
@@ -79,6 +80,54 @@ TEST_F(NcclRanks, GiveEveryCollectiveInGpuMemory) { test::expect_collectives(ran
 TEST_F(NcclRanks, GiveEveryCollectiveInHostMemory) {
   test::expect_collectives(ranks(), Device::cpu);
   ranks().barrier();
+}
+
+TEST_F(NcclRanks, GiveMessagesInGpuMemory) { test::expect_messages(ranks(), Device::cuda); }
+
+TEST_F(NcclRanks, GiveMessagesInHostMemory) {
+  test::expect_messages(ranks(), Device::cpu);
+  test::expect_sends_are_buffered(ranks(), 1 << 16);
+}
+
+TEST_F(NcclRanks, Split) {
+  test::expect_splits(ranks(), Device::cuda);
+  test::expect_splits(ranks(), Device::cpu);
+}
+
+TEST_F(NcclRanks, EveryCollectiveInASplit) {
+  const auto most = ranks().split(ranks().rank() == 0 && ranks().size() > 2 ? -1 : 0);
+  if (most) test::expect_collectives(*most, Device::cuda);
+}
+
+TEST_F(NcclRanks, HaveACommunicatorOfEachAxis) {
+  const Groups::Wrap wrap = [](Communicator& host) { return nccl_communicator(host); };
+  for (const Mesh& mesh : test::meshes_of(world().size())) {
+    Groups groups(mesh, world(), wrap);
+    test::expect_groups(groups, world(), Device::cuda);
+    test::expect_groups(groups, world(), Device::cpu);
+  }
+}
+
+// Each has a stream of its own: what waits in one group does not hold up another.
+TEST_F(NcclRanks, AGroupDoesNotWaitForAnother) {
+  const auto first = ranks().split(0), second = ranks().split(0);
+  const int next = test::neighbour(ranks(), 1), before = test::neighbour(ranks(), -1);
+  Values<float> mine(std::vector<float>(1 << 20, 1), Device::cuda), got(mine.read(), Device::cuda),
+      sum(std::vector<float>(9, 1), Device::cuda);
+  for (int round = 0; round < 2; ++round) {  // the first makes connections
+    first->exchange({first->send_to(next, mine.view()), first->receive_from(before, got.span())});
+    second->all_reduce(sum.span());
+    wait_for_gpu();
+  }
+  std::unique_ptr<Pending> waiting;
+  if (ranks().rank() == 0) waiting = first->exchange_async({first->receive_from(before, got.span())});
+  second->all_reduce(sum.span());
+  wait_for_gpu();
+  if (next == 0) first->exchange({first->send_to(0, mine.view())});
+  if (waiting) waiting->wait();
+  wait_for_gpu();
+  const auto n = static_cast<float>(ranks().size());
+  EXPECT_EQ(sum.read(), std::vector<float>(9, n * n * n));
 }
 
 TEST_F(NcclRanks, MetaMovesNothing) {
@@ -240,6 +289,27 @@ TEST_F(Nccl, ARankThatNeverComesToTheFirstCollective) {
   if (gpus() < 2) GTEST_SKIP() << "needs 2 GPUs";
   expect_failure(run_tests_as_ranks(2, "NcclFailures.NeverComesAtAll"),
                  "NCCL: all_reduce #1 of 1024 f32 is not done after 3 s");
+}
+
+// Each group's watchdog sees it; a process says one line.
+TEST_F(NcclFailures, NeverComesToAnyOfSeveral) {
+  const auto first = nccl_->split(0), second = nccl_->split(0);
+  meet();
+  if (world().rank() == 1) never_come();
+  Values<float> values(std::vector<float>(1024, 1), Device::cuda);
+  const auto a = first->all_reduce_async(values.span());
+  const auto b = nccl_->all_reduce_async(values.span());
+  second->all_reduce(values.span());
+  wait_for_gpu();
+}
+
+TEST_F(Nccl, ARankThatNeverComesToSeveralGroupsIsNamedOnce) {
+  if (gpus() < 2) GTEST_SKIP() << "needs 2 GPUs";
+  const Outcome outcome = run_tests_as_ranks(2, "NcclFailures.NeverComesToAnyOfSeveral");
+  expect_failure(outcome, "is not done after 3 s");
+  const std::size_t line = outcome.err.find("ridge: [rank 0 of 2 on ");
+  ASSERT_NE(line, std::string::npos) << outcome.err;
+  EXPECT_EQ(outcome.err.find("ridge: [rank 0 of 2 on ", line + 1), std::string::npos) << outcome.err;
 }
 
 TEST_F(NcclFailures, Dies) {
