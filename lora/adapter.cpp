@@ -13,7 +13,13 @@ namespace {
 constexpr const char* kPrefix = "base_model.model.";
 constexpr std::size_t kMaxConfigBytes = std::size_t{16} << 20;
 
-LoraLinear* adapter_in(const nn::LinearSlot& slot) { return dynamic_cast<LoraLinear*>(slot.slot->get()); }
+// The place of a layer's adapter: inside of what makes a rank's piece whole.
+std::unique_ptr<nn::Linear>& place_in(const nn::LinearSlot& slot) {
+  std::unique_ptr<nn::Linear>* inner = (*slot.slot)->inner();
+  return inner != nullptr ? *inner : *slot.slot;
+}
+
+LoraLinear* adapter_in(const nn::LinearSlot& slot) { return dynamic_cast<LoraLinear*>(place_in(slot).get()); }
 
 std::string target_text(const LoraConfig& config) {
   if (!config.target_pattern.empty()) return config.target_pattern;
@@ -24,8 +30,9 @@ std::string target_text(const LoraConfig& config) {
 
 void wrap(const nn::LinearSlot& slot, const LoraConfig& config, Device device) {
   require(adapter_in(slot) == nullptr, "layer {} has an adapter already: merge it first", slot.path);
-  *slot.slot = std::make_unique<LoraLinear>(std::move(*slot.slot), config.rank_of(slot.path),
-                                            config.scaling_of(slot.path), config.dropout, device);
+  std::unique_ptr<nn::Linear>& place = place_in(slot);
+  place = std::make_unique<LoraLinear>(std::move(place), config.rank_of(slot.path),
+                                       config.scaling_of(slot.path), config.dropout, device);
 }
 
 // `source` stands in the message: whose targets they are.
@@ -129,7 +136,7 @@ std::int64_t merge_adapters(const std::vector<nn::LinearSlot>& linears) {
   for (const nn::LinearSlot& slot : linears) {
     LoraLinear* adapter = adapter_in(slot);
     if (adapter == nullptr) continue;
-    *slot.slot = adapter->merge();
+    place_in(slot) = adapter->merge();
     ++count;
   }
   return count;

@@ -9,6 +9,7 @@
 #include "core/ops/elementwise.h"
 #include "core/ops/norm.h"
 #include "core/ops/shape.h"
+#include "core/random_state.h"
 #include "kernels/fill.h"
 
 namespace ridge::models {
@@ -147,13 +148,14 @@ Llama::Llama(ModelConfig config, DType dtype, Device device)
 Llama::~Llama() = default;
 
 Llama::Residual Llama::blocks(LayerRange range, Residual residual, nn::KvCache* cache) {
-  const std::int64_t tokens = residual.x.dim(1);
+  const std::int64_t tokens = residual.x.dim(1) * sequence_pieces_;
   const auto whole = cache ? cache->length() + tokens : attention_->positions(tokens);
   const Block::Surroundings s{rotary_.get(whole, device_), attention_, cache, deterministic_};
   const autograd::CheapRecomputeScope cheap(recompute_ == Recompute::selective && cache == nullptr);
   for (std::int64_t layer = range.first; layer < range.end; ++layer) {
     const auto unit = static_cast<std::size_t>(layer) + 1;
     const auto run = [this, layer, unit, s](Residual r) {
+      random_state().next_call = static_cast<std::uint64_t>(unit) << 32;  // whatever blocks ran before
       r.x = enter(unit, r.x);
       r = blocks_.at(unit - 1)->forward(config_, layer, std::move(r), s);
       r.delta = leave(unit, r.delta);
@@ -185,15 +187,16 @@ Tensor Llama::run_blocks(LayerRange range, const Tensor& x_BTC) {
 }
 
 Tensor Llama::finish_loss(const Tensor& x_BTC, const Tensor& targets_BT, double scale) {
-  const Tensor h_RC = ops::reshape(final_norm({x_BTC}), {-1, config_.hidden_size});
+  const Tensor h_BTC = final_norm({x_BTC});
   return leave(head_unit(),
-               head_->cross_entropy(h_RC, targets_BT.on(device_).as_contiguous().reshaped({-1}), scale));
+               head_->cross_entropy(h_BTC, targets_BT.on(device_).as_contiguous().reshaped({-1}), scale));
 }
 
 Tensor Llama::finish_token_losses(const Tensor& x_BTC, const Tensor& targets_BT) {
   const autograd::NoGradScope no_grad;
-  const Tensor h_RC = final_norm({x_BTC}).reshaped({-1, config_.hidden_size});
-  return leave(head_unit(), head_->token_losses(h_RC, targets_BT.on(device_).as_contiguous().reshaped({-1})));
+  const Tensor h_BTC = final_norm({x_BTC});
+  return leave(head_unit(),
+               head_->token_losses(h_BTC, targets_BT.on(device_).as_contiguous().reshaped({-1})));
 }
 
 Tensor Llama::hidden(const Tensor& ids_BT, nn::KvCache* cache) {
@@ -214,15 +217,16 @@ Tensor Llama::last_logits(const Tensor& ids_BT, nn::KvCache* cache) {
 }
 
 Tensor Llama::loss(const Tensor& ids_BT, const Tensor& targets_BT, double scale) {
-  const Tensor h_RC = ops::reshape(hidden(ids_BT), {-1, config_.hidden_size});
+  const Tensor h_BTC = hidden(ids_BT);
   return leave(head_unit(),
-               head_->cross_entropy(h_RC, targets_BT.on(device_).as_contiguous().reshaped({-1}), scale));
+               head_->cross_entropy(h_BTC, targets_BT.on(device_).as_contiguous().reshaped({-1}), scale));
 }
 
 Tensor Llama::token_losses(const Tensor& ids_BT, const Tensor& targets_BT) {
   const autograd::NoGradScope no_grad;
-  const Tensor h_RC = hidden(ids_BT).reshaped({-1, config_.hidden_size});
-  return leave(head_unit(), head_->token_losses(h_RC, targets_BT.on(device_).as_contiguous().reshaped({-1})));
+  const Tensor h_BTC = hidden(ids_BT);
+  return leave(head_unit(),
+               head_->token_losses(h_BTC, targets_BT.on(device_).as_contiguous().reshaped({-1})));
 }
 
 void Llama::keep(const std::vector<LayerRange>& ranges) {
@@ -311,7 +315,8 @@ void Llama::adopt(Device device) {
 }
 
 nn::KvCache Llama::make_cache(std::int64_t batch, std::int64_t capacity) const {
-  return nn::KvCache(config_.layers, batch, capacity, config_.kv_heads, config_.head_dim, dtype_, device_);
+  const std::int64_t kv_heads = blocks_.at(0)->heads(config_).kv_heads;  // those held here
+  return nn::KvCache(config_.layers, batch, capacity, kv_heads, config_.head_dim, dtype_, device_);
 }
 
 }  // namespace ridge::models

@@ -77,6 +77,8 @@ class Llama {
   void set_attention(std::shared_ptr<const nn::SelfAttention> attention) {
     attention_ = std::move(attention);
   }
+  /// Between layers this rank holds T / pieces tokens of each sequence; its layers bring them together.
+  void set_sequence_pieces(std::int64_t pieces) { sequence_pieces_ = pieces; }
   /// Null: none. It must outlive the model's use.
   void set_observer(nn::UnitObserver* observer) { observer_ = observer; }
 
@@ -110,6 +112,7 @@ class Llama {
   Device device_;
   Recompute recompute_ = Recompute::none;
   bool deterministic_ = true;
+  std::int64_t sequence_pieces_ = 1;
   std::unique_ptr<nn::Embedding> embedding_;    // [V, C]
   std::vector<std::unique_ptr<Block>> blocks_;  // one a layer; null where dropped
   Tensor norm_;                                 // [C]

@@ -8,9 +8,14 @@
 #include "core/ops/shape.h"
 
 namespace ridge::nn {
+namespace {
 
-Tensor Linear::cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const {
-  return ops::cross_entropy(ops::cast(forward(hidden_RC), DType::f32), targets_R, scale);
+Tensor rows(const Tensor& x) { return x.ndim() == 2 ? x : ops::reshape(x, {-1, x.dim(-1)}); }
+
+}  // namespace
+
+Tensor Linear::cross_entropy(const Tensor& hidden, const Tensor& targets_R, double scale) const {
+  return ops::cross_entropy(ops::cast(forward(rows(hidden)), DType::f32), targets_R, scale);
 }
 
 Tensor Linear::add_extra(const Tensor&, const Tensor& y, std::int64_t) const { return y; }
@@ -57,8 +62,9 @@ std::vector<std::unique_ptr<Linear>> dense_group(std::int64_t in, const std::vec
   return layers;
 }
 
-Tensor Linear::token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const {
+Tensor Linear::token_losses(const Tensor& hidden, const Tensor& targets_R) const {
   const autograd::NoGradScope no_grad;
+  const Tensor hidden_RC = rows(hidden);
   const Tensor losses = Tensor::empty({hidden_RC.dim(0)}, DType::f32, hidden_RC.device());
   for (std::int64_t r = 0; r < hidden_RC.dim(0); ++r) {
     const Tensor loss = cross_entropy(hidden_RC.sliced(0, r, r + 1), targets_R.sliced(0, r, r + 1), 1);
@@ -80,24 +86,24 @@ void DenseLinear::collect(const std::string& path, Parameters& out) {
   if (bias_.defined()) out.push_back({path + ".bias", &bias_});
 }
 
-Tensor DenseLinear::cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const {
-  if (bias_.defined()) return Linear::cross_entropy(hidden_RC, targets_R, scale);
-  return ops::linear_cross_entropy(hidden_RC, weight_, targets_R, scale);
+Tensor DenseLinear::cross_entropy(const Tensor& hidden, const Tensor& targets_R, double scale) const {
+  if (bias_.defined()) return Linear::cross_entropy(hidden, targets_R, scale);
+  return ops::linear_cross_entropy(rows(hidden), weight_, targets_R, scale);
 }
 
-Tensor DenseLinear::token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const {
-  if (bias_.defined()) return Linear::token_losses(hidden_RC, targets_R);
-  return ops::token_losses(hidden_RC, weight_, targets_R);
+Tensor DenseLinear::token_losses(const Tensor& hidden, const Tensor& targets_R) const {
+  if (bias_.defined()) return Linear::token_losses(hidden, targets_R);
+  return ops::token_losses(rows(hidden), weight_, targets_R);
 }
 
 Tensor TiedLinear::forward(const Tensor& x) const { return ops::linear(x, *table_); }
 
-Tensor TiedLinear::cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const {
-  return ops::linear_cross_entropy(hidden_RC, *table_, targets_R, scale);
+Tensor TiedLinear::cross_entropy(const Tensor& hidden, const Tensor& targets_R, double scale) const {
+  return ops::linear_cross_entropy(rows(hidden), *table_, targets_R, scale);
 }
 
-Tensor TiedLinear::token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const {
-  return ops::token_losses(hidden_RC, *table_, targets_R);
+Tensor TiedLinear::token_losses(const Tensor& hidden, const Tensor& targets_R) const {
+  return ops::token_losses(rows(hidden), *table_, targets_R);
 }
 
 }  // namespace ridge::nn

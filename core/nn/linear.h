@@ -30,10 +30,11 @@ class Linear {
   /// Adds extra(x) to the columns from `column` on of y, which holds dense parts side by side; gives y back.
   virtual Tensor add_extra(const Tensor& x, const Tensor& y, std::int64_t column) const;
 
-  /// As an output layer: scale * sum of the rows' cross-entropy, hidden [R, in], targets [R] i32.
-  virtual Tensor cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const;
+  /// As an output layer: scale * sum of the rows' cross-entropy, hidden [..., in] of R rows, targets [R] i32.
+  /// A rank that holds a piece of every sequence has more targets than rows.
+  virtual Tensor cross_entropy(const Tensor& hidden, const Tensor& targets_R, double scale) const;
   /// The rows' losses [R], without gradients.
-  virtual Tensor token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const;
+  virtual Tensor token_losses(const Tensor& hidden, const Tensor& targets_R) const;
 };
 
 /// A weight [out, in] in f32, bf16 or f64, with or without a bias [out].
@@ -46,8 +47,8 @@ class DenseLinear final : public Linear {
   std::int64_t in_features() const override { return weight_.dim(1); }
   std::int64_t out_features() const override { return weight_.dim(0); }
   void collect(const std::string& path, Parameters& out) override;
-  Tensor cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const override;
-  Tensor token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const override;
+  Tensor cross_entropy(const Tensor& hidden, const Tensor& targets_R, double scale) const override;
+  Tensor token_losses(const Tensor& hidden, const Tensor& targets_R) const override;
 
   const DenseLinear* dense() const override { return this; }
 
@@ -76,8 +77,8 @@ class TiedLinear final : public Linear {
   std::int64_t in_features() const override { return table_->dim(1); }
   std::int64_t out_features() const override { return table_->dim(0); }
   void collect(const std::string&, Parameters&) override {}
-  Tensor cross_entropy(const Tensor& hidden_RC, const Tensor& targets_R, double scale) const override;
-  Tensor token_losses(const Tensor& hidden_RC, const Tensor& targets_R) const override;
+  Tensor cross_entropy(const Tensor& hidden, const Tensor& targets_R, double scale) const override;
+  Tensor token_losses(const Tensor& hidden, const Tensor& targets_R) const override;
 
  private:
   const Tensor* table_;

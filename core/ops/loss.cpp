@@ -15,11 +15,6 @@ namespace {
 using autograd::Grads;
 using autograd::Needs;
 
-// Logits of a chunk: on a CPU what a cache may hold, on a GPU enough rows for a product at full speed.
-std::int64_t chunk_elements(Device device) {
-  return std::int64_t{1} << (planned_device(device) == Device::cuda ? 28 : 22);
-}
-
 DType acc_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
 Tensor scaled(const Tensor& x, double factor) {
@@ -102,9 +97,7 @@ void chunk_gradients(const Tensor& hidden, const Tensor& weight, const Tensor& t
 
 template <class F>
 void for_each_chunk(const Tensor& hidden, std::int64_t vocabulary, F&& body) {
-  const std::int64_t rows = hidden.dim(0), most = chunk_elements(hidden.device());
-  const std::int64_t step =
-      std::clamp<std::int64_t>(most / std::max<std::int64_t>(vocabulary, 1), 64, 1 << 16);
+  const std::int64_t rows = hidden.dim(0), step = loss_chunk_rows(hidden.device(), vocabulary);
   for (std::int64_t begin = 0; begin < rows; begin += step) body(begin, std::min(rows, begin + step));
 }
 
@@ -156,6 +149,11 @@ struct LinearCrossEntropy {
 };
 
 }  // namespace
+
+std::int64_t loss_chunk_rows(Device device, std::int64_t vocabulary) {
+  const std::int64_t logits = std::int64_t{1} << (planned_device(device) == Device::cuda ? 28 : 22);
+  return std::clamp<std::int64_t>(logits / std::max<std::int64_t>(vocabulary, 1), 64, 1 << 16);
+}
 
 Tensor cross_entropy(const Tensor& logits_RV, const Tensor& targets_R, double scale) {
   return autograd::apply(CrossEntropy{targets_R.as_contiguous(), scale, {}, {}}, logits_RV);

@@ -18,4 +18,8 @@ Tensor linear_cross_entropy(const Tensor& hidden_RC, const Tensor& weight_VC, co
 /// -log softmax at the targets, one value a row [R], of the same chunks and without gradients: evaluation.
 Tensor token_losses(const Tensor& hidden_RC, const Tensor& weight_VC, const Tensor& targets_R);
 
+/// Rows of a chunk whose logits over `vocabulary` ids are at hand at once: on a CPU what a cache may hold, on
+/// a GPU enough for a product at full speed.
+std::int64_t loss_chunk_rows(Device device, std::int64_t vocabulary);
+
 }  // namespace ridge::ops

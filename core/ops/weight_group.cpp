@@ -150,11 +150,11 @@ void WeightGroup::product(const Tensor& x, const Tensor& y) const {
   for (std::size_t i = 0; i < weights_.size(); ++i) multiply(x, weights_[i].transposed(0, 1), columns(y, i));
 }
 
-void WeightGroup::input_gradient(const Tensor& dy, const Tensor& dx) const {
+void WeightGroup::input_gradient(const Tensor& dy, const Tensor& dx, double beta) const {
   const Tensor all = Tensor::joined(weights_);
-  if (all.defined()) return multiply(dy, all, dx);
+  if (all.defined()) return multiply(dy, all, dx, 1, beta);
   for (std::size_t i = 0; i < weights_.size(); ++i)
-    multiply(columns(dy, i), weights_[i], dx, 1, i == 0 ? 0 : 1);
+    multiply(columns(dy, i), weights_[i], dx, 1, i == 0 ? beta : 1);
 }
 
 bool WeightGroup::any_trained(const Needs& needs) const {

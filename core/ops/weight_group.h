@@ -43,8 +43,8 @@ class WeightGroup {
 
   /// y [M, N] = x [M, K] w'; both may be batches [P, M, .] with dense rows.
   void product(const Tensor& x, const Tensor& y) const;
-  /// dx [M, K] = dy [M, N] w; both may be batches.
-  void input_gradient(const Tensor& dy, const Tensor& dx) const;
+  /// dx [M, K] = dy [M, N] w + beta dx; both may be batches.
+  void input_gradient(const Tensor& dy, const Tensor& dx, double beta = 0) const;
 
   /// Of an op whose inputs are x, the weights, the biases: whether a weight wants a gradient.
   bool any_trained(const autograd::Needs& needs) const;
