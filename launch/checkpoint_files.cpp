@@ -14,6 +14,7 @@
 #include "core/io/file.h"
 #include "core/io/hdf5.h"
 #include "core/io/io_threads.h"
+#include "launch/checkpoint.h"
 
 namespace ridge {
 namespace {
@@ -244,6 +245,17 @@ void write_joined(const std::string& folder, const TrainingState& state,
       frame_checksum(manifest, static_cast<std::int64_t>(manifest.files.size()) - 1, index);
   for (int rank = 0; rank < ranks; ++rank) fs::remove(folder + "/" + part_file(rank));
   write_file_atomically(folder + "/" + kManifestFile, manifest_text(manifest));
+}
+
+void write_checkpoint_alone(const std::string& output, const TrainingState& state,
+                            const std::vector<HostPiece>& pieces, int threads) {
+  const std::string folder = checkpoint_folder(output, state.step);
+  std::error_code error;
+  fs::create_directories(fs::path(folder).parent_path(), error);
+  require(!error, "cannot make the folder of '{}': {}", folder, error.message());
+  AtomicFolder target(folder);
+  write_joined(target.path(), state, {write_rank_file(target.path(), 0, pieces, threads, false)});
+  target.commit();
 }
 
 }  // namespace ridge

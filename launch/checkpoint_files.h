@@ -45,4 +45,8 @@ std::vector<CheckpointManifest> collect_parts(const std::string& folder, int ran
 void write_joined(const std::string& folder, const TrainingState& state,
                   std::vector<CheckpointManifest> parts);
 
+/// All of OUTPUT/checkpoints/step-N by one process, at once.
+void write_checkpoint_alone(const std::string& output, const TrainingState& state,
+                            const std::vector<HostPiece>& pieces, int threads);
+
 }  // namespace ridge

@@ -7,6 +7,7 @@
 #include "core/base/error.h"
 #include "core/base/shape.h"
 #include "core/io/checksum.h"
+#include "core/io/json_depth.h"
 #include "core/io/quote.h"
 #include "core/io/slab.h"
 #include "launch/checkpoint_manifest.h"
@@ -103,14 +104,22 @@ std::string_view checked_body(std::string_view text, const std::string& source) 
   return body;
 }
 
-TrainingState parse_state(Words& words) {
+std::int64_t integer_at(const nlohmann::json& json, const char* key, const Words& words) {
+  const nlohmann::json& value = json.at(key);
+  if (!value.is_number_integer()) words.fail(fmt::format("{} is no whole number", key));
+  return value.get<std::int64_t>();
+}
+
+TrainingState parse_state(Words& words, const std::string& source) {
+  const std::string_view text = words.rest();
+  check_json_depth(text, source);
   TrainingState state;
   try {
-    const auto json = nlohmann::json::parse(words.rest());
-    json.at("step").get_to(state.step);
-    json.at("tokens").get_to(state.tokens);
-    json.at("next_sample").get_to(state.next_sample);
-    json.at("seed").get_to(state.seed);
+    const auto json = nlohmann::json::parse(text);
+    state.step = integer_at(json, "step", words);
+    state.tokens = integer_at(json, "tokens", words);
+    state.next_sample = integer_at(json, "next_sample", words);
+    state.seed = integer_at(json, "seed", words);
     json.at("config").get_to(state.config);
     json.at("layout").get_to(state.layout);
     json.at("weights_only").get_to(state.weights_only);
@@ -173,10 +182,10 @@ StoredBox parse_box(Words& words, const CheckpointManifest& manifest, const Stor
   return stored;
 }
 
-void parse_line(Words words, CheckpointManifest& manifest) {
+void parse_line(Words words, const std::string& source, CheckpointManifest& manifest) {
   const std::string_view kind = words.word();
   if (kind == "state") {
-    manifest.state = parse_state(words);
+    manifest.state = parse_state(words, source);
   } else if (kind == "file") {
     manifest.files.push_back(parse_file(words));
   } else if (kind == "tensor") {
@@ -203,7 +212,7 @@ CheckpointManifest parse_manifest(std::string_view text, const std::string& sour
       words.word(), words.word();
       manifest.program = words.word();
     } else {
-      parse_line(words, manifest);
+      parse_line(words, source, manifest);
     }
     body.remove_prefix(std::min(end + 1, body.size()));
   }
