@@ -58,7 +58,7 @@ std::vector<Piece> whole_pieces(const std::vector<NamedTensor>& tensors) {
   std::vector<Piece> pieces;
   for (const NamedTensor& t : tensors) {
     std::vector<std::int64_t> dims(t.value.shape().begin(), t.value.shape().end());
-    if (dims.empty()) dims = {1};
+    if (dims.empty()) dims.assign(1, 1);
     const parallel::Box all{std::vector<std::int64_t>(dims.size(), 0), dims};
     pieces.push_back({t.name, dims, t.value.dtype(), {all}, t.value});
   }
