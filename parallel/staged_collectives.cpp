@@ -32,7 +32,8 @@ StagedGather::StagedGather(Communicator& tp, const Tensor& piece_BtC, const Tens
     }
     return;
   }
-  const std::int64_t splits = std::clamp<std::int64_t>(ceil_div(chunks, samples), 1, others);
+  const std::int64_t splits =
+      std::clamp<std::int64_t>(ceil_div(chunks, samples), 1, std::max<std::int64_t>(others, 1));
   for (std::int64_t b = 0; b < samples; ++b) {
     rows_of(whole_, b, tp.rank() * piece_.dim(1), (tp.rank() + 1) * piece_.dim(1))
         .copy_from(rows_of(piece_, b, 0, piece_.dim(1)));

@@ -38,10 +38,12 @@ inline models::ModelConfig tiny_config() {
 struct TpCase {
   std::string name;
   models::ModelConfig config = tiny_config();
-  bool lora = false, lora_head = false;
+  bool lora = false;
+  double dropout = 0;
   std::vector<std::string> targets = {"all-linear"};
   DType dtype = DType::f64;
   models::Recompute recompute = models::Recompute::none;
+  bool defer = false;  // gradients of weights
   std::int64_t batch = 2, tokens = 16;
 };
 
@@ -69,6 +71,7 @@ inline void add_adapters(models::Llama& model, const TpCase& c, Device device) {
   lora::LoraConfig config;
   config.rank = 3;
   config.alpha = 5;
+  config.dropout = c.dropout;
   config.targets = c.targets;
   lora::add_adapters(model.linears(), config, 5, device);
 }
@@ -107,7 +110,15 @@ inline TpResult run(models::Llama& model, const TpCase& c) {
   random_state() = {3, 0, 0, 0};
   const Tensor loss = model.loss(ids, targets, 1.0 / static_cast<double>(ids.numel()));
   out.loss = loss.item();
-  autograd::backward(loss);
+  autograd::DeferWeightGradients::Queue queue;
+  if (c.defer) {
+    const autograd::DeferWeightGradients defer(queue);
+    autograd::backward(loss);
+    EXPECT_FALSE(queue.empty());
+  } else {
+    autograd::backward(loss);
+  }
+  for (const auto& gradient : queue) gradient();
   for (const nn::Parameter& p : model.parameters()) {
     if (trains(c, p.name)) out.gradients[p.name] = autograd::grad_of(*p.value);
   }
@@ -126,7 +137,7 @@ inline TpResult run_whole(const TpCase& c, const Tensors& weights) {
 }
 
 /// Adds a piece to the whole: parts of a sum are summed, the first of equal copies is taken.
-inline void assemble(const Tensor& piece, const parallel::Placement& place, Tensor& whole) {
+inline void assemble(const Tensor& piece, const parallel::Placement& place, const Tensor& whole) {
   if (place.copies > 1 && !place.partial && place.copy != 0) return;
   const Tensor into = place.dim < 0 ? whole : whole.sliced(place.dim, place.begin, place.end);
   const auto add = values_of(piece), old = values_of(into);
@@ -140,9 +151,11 @@ struct TpModel {
   std::unique_ptr<models::Llama> model;
   std::map<std::string, parallel::Placement> placements;
 
-  TpModel(const TpCase& c, const Tensors& weights, const TpLayout& layout, parallel::Communicator& tp)
-      : model(std::make_unique<models::Llama>(c.config, c.dtype, Device::meta)),
-        placements(parallel::apply_tensor_parallel(*model, tp, {layout.sequence_parallel, layout.chunks})) {
+  TpModel(const TpCase& c, const Tensors& weights, const TpLayout& layout, parallel::Communicator& tp,
+          Device device = Device::cpu, const std::vector<models::LayerRange>& stages = {})
+      : model(std::make_unique<models::Llama>(c.config, c.dtype, Device::meta)) {
+    if (!stages.empty()) model->keep(stages);
+    placements = parallel::apply_tensor_parallel(*model, tp, {layout.sequence_parallel, layout.chunks});
     add_adapters(*model, c, Device::meta);
     for (const nn::Parameter& p : model->parameters()) {
       if (lora::is_adapter_parameter(p.name)) {
@@ -153,36 +166,39 @@ struct TpModel {
       const parallel::Placement& place = placements.at(p.name);
       const Tensor& whole = weights.at(p.name);
       EXPECT_EQ(p.value->shape(), place.local_shape(whole.shape())) << p.name;
-      *p.value = (place.dim < 0 ? whole : whole.sliced(place.dim, place.begin, place.end)).contiguous_copy();
+      *p.value = (place.dim < 0 ? whole : whole.sliced(place.dim, place.begin, place.end))
+                     .contiguous_copy()
+                     .on(device);
     }
-    model->adopt(Device::cpu);
+    model->adopt(device);
   }
 };
 
-/// What all ranks give together; each rank's own losses and logits must agree.
-inline TpResult run_parallel(const TpCase& c, const Tensors& weights, const TpLayout& layout) {
-  TpResult all;
-  std::mutex mutex;
-  parallel::run_ranks(layout.tp, [&](parallel::Communicator& tp) {
-    TpModel mine(c, weights, layout, tp);
-    const TpResult result = run(*mine.model, c);
-    const std::lock_guard lock(mutex);
-    if (!all.logits.defined()) {
-      all.loss = result.loss;
-      all.token_losses = result.token_losses;
-      all.logits = result.logits;
-    }
-    EXPECT_EQ(result.loss, all.loss);
-    EXPECT_TRUE(same_bits(result.logits, all.logits));
-    for (const auto& [name, gradient] : result.gradients) {
-      Tensor& whole = all.gradients[name];
-      if (!whole.defined()) whole = Tensor::zeros(weights.at(name).shape(), DType::f64);
-      const parallel::Placement& place = mine.placements.at(name);
-      EXPECT_TRUE(gradient.defined()) << name;
-      if (gradient.defined()) assemble(gradient, place, whole);
-    }
-  });
-  return all;
+/// Every rank's value is the same.
+inline void expect_agreement(double value, parallel::Communicator& host) {
+  std::vector<double> extremes{value, -value};
+  host.all_reduce(std::span<double>(extremes), parallel::Reduce::max);
+  EXPECT_EQ(extremes[0], value);
+  EXPECT_EQ(extremes[1], -value);
+}
+
+/// What all ranks give together; each gets it. `host` carries what is compared.
+inline TpResult run_rank(const TpCase& c, const Tensors& weights, const TpLayout& layout,
+                         parallel::Communicator& tp, parallel::Communicator& host, Device device) {
+  const TpModel mine(c, weights, layout, tp, device);
+  TpResult result = run(*mine.model, c);
+  expect_agreement(result.loss, host);
+  expect_agreement(values_of(result.logits).back(), host);
+  Tensors whole;
+  for (const auto& [name, gradient] : result.gradients) {
+    const Tensor sum = Tensor::zeros(weights.at(name).shape(), DType::f64);
+    EXPECT_TRUE(gradient.defined()) << name;
+    if (gradient.defined()) assemble(gradient, mine.placements.at(name), sum);
+    host.all_reduce(sum.span<double>());
+    whole[name] = sum;
+  }
+  result.gradients = whole;
+  return result;
 }
 
 /// The greatest error of loss, losses, logits and gradients, each as a part of its own greatest value; names
