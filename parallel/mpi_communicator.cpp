@@ -1,5 +1,7 @@
 #include "parallel/mpi_communicator.h"
 
+#include <mpi.h>
+
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
@@ -16,6 +18,44 @@
 
 namespace ridge::parallel {
 namespace {
+
+MPI_Datatype mpi_type(DType dtype) { return MPI_Type_f2c(mpi_type_handle(dtype)); }
+
+template <class T, Reduce kOp>
+void reduce_half(void* from, void* to, int* count, MPI_Datatype*) {
+  const auto* other = static_cast<const T*>(from);
+  auto* values = static_cast<T*>(to);
+  for (int i = 0; i < *count; ++i) {
+    const auto a = static_cast<float>(values[i]), b = static_cast<float>(other[i]);
+    values[i] = T(kOp == Reduce::sum ? a + b : std::max(a, b));
+  }
+}
+
+// Reductions by dtype: MPI's own, and ours of 16-bit floats.
+class Operations {
+ public:
+  Operations() {
+    check_mpi(MPI_Op_create(reduce_half<bf16, Reduce::sum>, 1, &bf16_sum_), "MPI_Op_create");
+    check_mpi(MPI_Op_create(reduce_half<bf16, Reduce::max>, 1, &bf16_max_), "MPI_Op_create");
+    check_mpi(MPI_Op_create(reduce_half<f16, Reduce::sum>, 1, &f16_sum_), "MPI_Op_create");
+    check_mpi(MPI_Op_create(reduce_half<f16, Reduce::max>, 1, &f16_max_), "MPI_Op_create");
+  }
+  ~Operations() {
+    for (MPI_Op* op : {&bf16_sum_, &bf16_max_, &f16_sum_, &f16_max_}) MPI_Op_free(op);
+  }
+  Operations(const Operations&) = delete;
+  Operations& operator=(const Operations&) = delete;
+
+  MPI_Op of(DType dtype, Reduce op) const {
+    if (dtype == DType::bf16) return op == Reduce::sum ? bf16_sum_ : bf16_max_;
+    if (dtype == DType::f16) return op == Reduce::sum ? f16_sum_ : f16_max_;
+    return op == Reduce::sum ? MPI_SUM : MPI_MAX;
+  }
+
+ private:
+  MPI_Op bf16_sum_ = MPI_OP_NULL, bf16_max_ = MPI_OP_NULL;
+  MPI_Op f16_sum_ = MPI_OP_NULL, f16_max_ = MPI_OP_NULL;
+};
 
 // Sleeps until a non-blocking call is done.
 void finish(MPI_Request request) {
@@ -165,8 +205,11 @@ class OwnComm {
 class MpiCommunicator final : public Communicator {
  public:
   // Collective over `comm`.
-  MpiCommunicator(OwnComm comm, std::shared_ptr<const MpiOperations> operations)
-      : operations_(std::move(operations)), comm_(std::move(comm)), async_comm_(comm_, 0), messages_(comm_) {
+  MpiCommunicator(OwnComm comm, std::shared_ptr<const Operations> operations)
+      : operations_(std::move(operations)),
+        comm_(std::move(comm)),
+        async_comm_(comm_, 0),
+        messages_(MPI_Comm_c2f(comm_)) {
     MPI_Comm_rank(comm_, &rank_);
     MPI_Comm_size(comm_, &size_);
     int level = MPI_THREAD_SINGLE;
@@ -286,7 +329,7 @@ class MpiCommunicator final : public Communicator {
     return mine.data == place ? MPI_IN_PLACE : mine.data;
   }
 
-  std::shared_ptr<const MpiOperations> operations_;
+  std::shared_ptr<const Operations> operations_;
   OwnComm comm_;
   OwnComm async_comm_;  // the progress thread's own: its collectives never mix with ours
   int rank_ = 0;
@@ -312,7 +355,7 @@ MpiSession::MpiSession(bool launched) {
   MPI_Comm_size(host, &local_size_);
   MPI_Comm_rank(host, &local_rank_);
   MPI_Comm_free(&host);
-  world_ = std::make_unique<MpiCommunicator>(OwnComm(MPI_COMM_WORLD, 0), std::make_shared<MpiOperations>());
+  world_ = std::make_unique<MpiCommunicator>(OwnComm(MPI_COMM_WORLD, 0), std::make_shared<Operations>());
 }
 
 MpiSession::~MpiSession() {

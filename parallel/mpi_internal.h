@@ -1,7 +1,6 @@
-// What the sources of MPI's communicator share. It includes MPI's header: for .cpp files.
+// What the sources of MPI's communicator share. MPI's objects are its Fortran handles, which are integers, so
+// that its header stays out of this one.
 #pragma once
-
-#include <mpi.h>
 
 #include <algorithm>
 #include <chrono>
@@ -20,7 +19,8 @@ inline constexpr auto kPoll = std::chrono::microseconds(50);  // who waits leave
 /// Throws an Error that names the call, unless `code` is a success.
 void check_mpi(int code, const char* call, std::source_location where = std::source_location::current());
 
-MPI_Datatype mpi_type(DType dtype);
+/// A handle of the MPI_Datatype; that of 16-bit floats is an integer's.
+int mpi_type_handle(DType dtype);
 
 /// Calls `body(data, count)` for pieces that MPI can count.
 template <class F>
@@ -30,20 +30,5 @@ void for_pieces(const AnySpan& values, F&& body) {
     body(static_cast<char*>(values.data) + begin * size_of(values.dtype), count);
   }
 }
-
-/// Reductions by dtype: MPI's own, and ours of 16-bit floats. It ends before MPI does.
-class MpiOperations {
- public:
-  MpiOperations();
-  ~MpiOperations();
-  MpiOperations(const MpiOperations&) = delete;
-  MpiOperations& operator=(const MpiOperations&) = delete;
-
-  MPI_Op of(DType dtype, Reduce op) const;
-
- private:
-  MPI_Op bf16_sum_ = MPI_OP_NULL, bf16_max_ = MPI_OP_NULL;
-  MPI_Op f16_sum_ = MPI_OP_NULL, f16_max_ = MPI_OP_NULL;
-};
 
 }  // namespace ridge::parallel

@@ -1,5 +1,10 @@
 #include "parallel/mpi_messages.h"
 
+#include <mpi.h>
+
+#include <deque>
+#include <exception>
+#include <mutex>
 #include <thread>
 
 #include "core/base/error.h"
@@ -12,9 +17,36 @@ namespace {
 constexpr int kTag = 0;                              // order alone tells messages apart
 constexpr auto kPatience = std::chrono::seconds(5);  // of an end, for messages that nobody has taken
 
-}  // namespace
+MPI_Datatype mpi_type(DType dtype) { return MPI_Type_f2c(mpi_type_handle(dtype)); }
 
-MpiReceipts::MpiReceipts(MPI_Comm comm, const std::vector<Message>& messages) {
+class Receipts final : public MpiReceipts {
+ public:
+  // Begins them: messages of one communicator match in this order.
+  Receipts(MPI_Comm comm, const std::vector<Message>& messages);
+  ~Receipts() override { cancel(); }
+  Receipts(const Receipts&) = delete;
+  Receipts& operator=(const Receipts&) = delete;
+
+  bool empty() const { return open_.empty(); }
+  bool settled() noexcept override;
+  void wait() override;
+  void cancel() noexcept override;
+
+ private:
+  struct Receive {
+    MPI_Request request;
+    int from;
+    int count;
+    DType dtype;
+  };
+  static bool done(Receive& receive);
+
+  std::mutex mutex_;
+  std::deque<Receive> open_;
+  std::exception_ptr error_;
+};
+
+Receipts::Receipts(MPI_Comm comm, const std::vector<Message>& messages) {
   for (const Message& m : messages) {
     if (m.way != Message::Way::receive) continue;
     for_pieces(m.values, [&](void* data, int count) {
@@ -25,7 +57,7 @@ MpiReceipts::MpiReceipts(MPI_Comm comm, const std::vector<Message>& messages) {
   }
 }
 
-bool MpiReceipts::done(Receive& receive) {
+bool Receipts::done(Receive& receive) {
   int done = 0, count = 0;
   MPI_Status status{};
   const int code = MPI_Test(&receive.request, &done, &status);
@@ -43,7 +75,7 @@ bool MpiReceipts::done(Receive& receive) {
   return true;
 }
 
-bool MpiReceipts::settled() noexcept {
+bool Receipts::settled() noexcept {
   const std::lock_guard lock(mutex_);
   while (!open_.empty()) {
     try {
@@ -56,13 +88,13 @@ bool MpiReceipts::settled() noexcept {
   return true;
 }
 
-void MpiReceipts::wait() {
+void Receipts::wait() {
   while (!settled()) std::this_thread::sleep_for(kPoll);
   const std::lock_guard lock(mutex_);
   if (error_) std::rethrow_exception(error_);
 }
 
-void MpiReceipts::cancel() noexcept {
+void Receipts::cancel() noexcept {
   const std::lock_guard lock(mutex_);
   for (Receive& receive : open_) {
     if (receive.request == MPI_REQUEST_NULL) continue;
@@ -72,7 +104,32 @@ void MpiReceipts::cancel() noexcept {
   open_.clear();
 }
 
-MpiMessages::~MpiMessages() {
+}  // namespace
+
+class MpiMessages::UnderWay {
+ public:
+  explicit UnderWay(MPI_Comm comm) : comm_(comm) {}
+  ~UnderWay();
+  UnderWay(const UnderWay&) = delete;
+  UnderWay& operator=(const UnderWay&) = delete;
+
+  std::shared_ptr<MpiReceipts> begin(const std::vector<Message>& messages);
+  bool poll() noexcept;
+
+ private:
+  struct Send {
+    std::vector<char> bytes;
+    std::vector<MPI_Request> requests;
+  };
+  bool sending();
+
+  MPI_Comm comm_;
+  std::mutex mutex_;
+  std::deque<Send> sends_;
+  std::vector<std::weak_ptr<MpiReceipts>> receipts_;
+};
+
+MpiMessages::UnderWay::~UnderWay() {
   const auto begin = std::chrono::steady_clock::now();
   const bool unwinding = std::uncaught_exceptions() > 0;
   while (sending() && !unwinding && std::chrono::steady_clock::now() - begin < kPatience)
@@ -82,9 +139,9 @@ MpiMessages::~MpiMessages() {
   kept->push_back(std::move(sends_));
 }
 
-std::shared_ptr<MpiReceipts> MpiMessages::begin(const std::vector<Message>& messages) {
+std::shared_ptr<MpiReceipts> MpiMessages::UnderWay::begin(const std::vector<Message>& messages) {
   const std::lock_guard lock(mutex_);
-  auto receipts = std::make_shared<MpiReceipts>(comm_, messages);
+  auto receipts = std::make_shared<Receipts>(comm_, messages);
   for (const Message& m : messages) {
     if (m.way != Message::Way::send || m.values.count == 0) continue;
     launch(current_stream(Device::cpu), "send", Work{0, 2.0 * static_cast<double>(m.values.bytes())}, [&] {
@@ -104,7 +161,7 @@ std::shared_ptr<MpiReceipts> MpiMessages::begin(const std::vector<Message>& mess
   return receipts;
 }
 
-bool MpiMessages::poll() noexcept {
+bool MpiMessages::UnderWay::poll() noexcept {
   std::vector<std::weak_ptr<MpiReceipts>> open;
   bool busy = false;
   {
@@ -122,7 +179,7 @@ bool MpiMessages::poll() noexcept {
 }
 
 // Lets go of what has been sent.
-bool MpiMessages::sending() {
+bool MpiMessages::UnderWay::sending() {
   std::erase_if(sends_, [](Send& send) {
     int done = 0;
     const int count = static_cast<int>(send.requests.size());
@@ -131,5 +188,14 @@ bool MpiMessages::sending() {
   });
   return !sends_.empty();
 }
+
+MpiMessages::MpiMessages(int comm) : under_way_(std::make_unique<UnderWay>(MPI_Comm_f2c(comm))) {}
+MpiMessages::~MpiMessages() = default;
+
+std::shared_ptr<MpiReceipts> MpiMessages::begin(const std::vector<Message>& messages) {
+  return under_way_->begin(messages);
+}
+
+bool MpiMessages::poll() noexcept { return under_way_->poll(); }
 
 }  // namespace ridge::parallel

@@ -1,12 +1,7 @@
-// Messages between MPI processes. It includes MPI's header: for .cpp files.
+// Messages between MPI processes.
 #pragma once
 
-#include <mpi.h>
-
-#include <deque>
-#include <exception>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "parallel/communicator.h"
@@ -16,38 +11,20 @@ namespace ridge::parallel {
 /// Receives that were asked for in one batch. From any thread.
 class MpiReceipts {
  public:
-  /// Begins them: messages of one communicator match in this order.
-  MpiReceipts(MPI_Comm comm, const std::vector<Message>& messages);
-  ~MpiReceipts() { cancel(); }
-  MpiReceipts(const MpiReceipts&) = delete;
-  MpiReceipts& operator=(const MpiReceipts&) = delete;
-
-  bool empty() const { return open_.empty(); }
+  virtual ~MpiReceipts() = default;
   /// Whether nothing is under way any more.
-  bool settled() noexcept;
+  virtual bool settled() noexcept = 0;
   /// Sleeps until then; throws what went wrong.
-  void wait();
+  virtual void wait() = 0;
   /// What has not come by now is not written any more.
-  void cancel() noexcept;
-
- private:
-  struct Receive {
-    MPI_Request request;
-    int from;
-    int count;
-    DType dtype;
-  };
-  static bool done(Receive& receive);
-
-  std::mutex mutex_;
-  std::deque<Receive> open_;
-  std::exception_ptr error_;
+  virtual void cancel() noexcept = 0;
 };
 
 /// One communicator's messages. Its calls come from one thread, but for poll().
 class MpiMessages {
  public:
-  explicit MpiMessages(MPI_Comm comm) : comm_(comm) {}
+  /// `comm`: the Fortran handle of an MPI_Comm, which nothing else sends messages over.
+  explicit MpiMessages(int comm);
   /// Sends that nobody has taken yet stay alive until the process ends.
   ~MpiMessages();
   MpiMessages(const MpiMessages&) = delete;
@@ -59,16 +36,8 @@ class MpiMessages {
   bool poll() noexcept;
 
  private:
-  struct Send {
-    std::vector<char> bytes;
-    std::vector<MPI_Request> requests;
-  };
-  bool sending();
-
-  MPI_Comm comm_;
-  std::mutex mutex_;
-  std::deque<Send> sends_;
-  std::vector<std::weak_ptr<MpiReceipts>> receipts_;
+  class UnderWay;
+  std::unique_ptr<UnderWay> under_way_;
 };
 
 }  // namespace ridge::parallel
