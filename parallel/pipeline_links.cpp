@@ -57,14 +57,16 @@ AnySpan whole(const Tensor& tensor) {
 
 PipelineLinks::PipelineLinks(Communicator& pp, Schedule kind, int chunks, Device device) {
   for (const std::vector<Route>& round : rounds(kind, pp.size(), chunks)) {
-    const auto mine = std::find_if(round.begin(), round.end(), [&](const Route& route) {
-      return route.from == pp.rank() || route.to == pp.rank();
-    });
-    const bool here = mine != round.end();
-    std::unique_ptr<Communicator> pair = pp.split(here ? static_cast<int>(mine - round.begin()) : -1);
-    if (!here) continue;
+    const auto place_of = [&](int rank) {
+      const auto route = std::find_if(round.begin(), round.end(),
+                                      [&](const Route& r) { return r.from == rank || r.to == rank; });
+      return route == round.end() ? -1 : static_cast<int>(route - round.begin());
+    };
+    std::unique_ptr<Communicator> pair = pp.split_by(place_of);
+    if (pair == nullptr) continue;
     connect(*pair, device);
-    links_[{mine->act, mine->stage}].pair = std::move(pair);
+    const Route& mine = round[static_cast<std::size_t>(place_of(pp.rank()))];
+    links_[{mine.act, mine.stage}].pair = std::move(pair);
   }
 }
 
