@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "core/base/random.h"
 
@@ -13,6 +15,10 @@ struct RandomState {
   std::int64_t step = 0;
   std::int64_t first_row = 0;  // place of the micro-batch's first sample in the global batch
   std::uint64_t next_call = 0;
+  /// Where a rank holds a part of each sequence: the length of the whole, and the positions that are here, in
+  /// the order of the tensors. Empty: all of it.
+  std::int64_t tokens = 0;
+  std::vector<std::pair<std::int64_t, std::int64_t>> ranges = {};
 
   /// The key of the next random op of this forward pass.
   RandomKey next_key() { return {mix_seed(seed, static_cast<std::uint64_t>(step)), next_call++}; }

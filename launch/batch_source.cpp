@@ -66,17 +66,22 @@ BatchSource::BatchSource(std::unique_ptr<TokenStream> stream, std::int64_t seque
     : stream_(std::move(stream)),
       sequence_length_(sequence_length),
       order_(checked_samples(*stream_, sequence_length), shuffled, seed),
-      sample_(static_cast<std::size_t>(sequence_length) + 1) {}
+      sample_(static_cast<std::size_t>(sequence_length) + 1),
+      ranges_{{0, sequence_length}} {}
 
 Batch BatchSource::read(std::int64_t first, std::int64_t rows, Device device) {
-  const Shape shape{rows, sequence_length_};
+  std::int64_t tokens = 0;
+  for (const auto& [begin, end] : ranges_) tokens += end - begin;
+  const Shape shape{rows, tokens};
   Batch batch{Tensor::empty(shape, DType::i32), Tensor::empty(shape, DType::i32)};
   for (std::int64_t row = 0; row < rows; ++row) {
     stream_->read(order_.at(first + row) * sequence_length_, sample_);
-    const auto begin = batch.ids.span<std::int32_t>().begin() + row * sequence_length_;
-    const auto target = batch.targets.span<std::int32_t>().begin() + row * sequence_length_;
-    std::copy(sample_.begin(), sample_.end() - 1, begin);
-    std::copy(sample_.begin() + 1, sample_.end(), target);
+    auto id = batch.ids.span<std::int32_t>().begin() + row * tokens;
+    auto target = batch.targets.span<std::int32_t>().begin() + row * tokens;
+    for (const auto& [begin, end] : ranges_) {
+      id = std::copy(sample_.begin() + begin, sample_.begin() + end, id);
+      target = std::copy(sample_.begin() + begin + 1, sample_.begin() + end + 1, target);
+    }
   }
   if (device != Device::cuda) return batch;
   if (staging_ == nullptr) staging_ = std::make_unique<Staging>();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "core/tensor.h"
@@ -24,6 +25,10 @@ class BatchSource {
               std::uint64_t seed);
   ~BatchSource();
 
+  /// From now on only the positions in `ranges` of each sample are read, one range behind the other: a rank's
+  /// part of the sequences.
+  void take_part(std::vector<std::pair<std::int64_t, std::int64_t>> ranges) { ranges_ = std::move(ranges); }
+
   /// Samples at positions first .. first + rows - 1 of the run's order, on `device`; a copy to a GPU is
   /// queued.
   Batch read(std::int64_t first, std::int64_t rows, Device device = Device::cpu);
@@ -34,6 +39,7 @@ class BatchSource {
   std::int64_t sequence_length_;
   SampleOrder order_;
   std::vector<std::int32_t> sample_;  // T + 1 tokens
+  std::vector<std::pair<std::int64_t, std::int64_t>> ranges_;
   std::unique_ptr<Staging> staging_;
 };
 

@@ -7,6 +7,7 @@
 #include "core/base/device.h"
 #include "launch/command_line.h"
 #include "launch/json_object.h"
+#include "parallel/groups.h"
 #include "parallel/mpi_communicator.h"
 
 namespace ridge {
@@ -20,6 +21,8 @@ class Context {
   /// The device of --device, or of `fallback` where that is auto: made ready for this rank. One rank a GPU;
   /// auto takes the CPU where a host has more ranks than GPUs.
   Device use_device(const std::string& fallback = "auto") const;
+  /// The communicators of a layout of all ranks: NCCL's for GPUs. Says once where each rank is.
+  std::unique_ptr<parallel::Groups> groups(const parallel::Mesh& mesh, Device device) const;
   /// On rank 0: the object on stdout with --json, else `text`.
   void emit(const JsonObject& object, const std::string& text) const;
   /// On rank 0: one line on stderr.
@@ -29,6 +32,8 @@ class Context {
   std::string device = "auto";
 
  private:
+  void report_places(const parallel::Mesh& mesh, Device device) const;
+
   parallel::MpiSession& mpi_;
 };
 
@@ -41,6 +46,7 @@ void add_generate(const Command& app, Context& context);
 void add_eval(const Command& app, Context& context);
 void add_train(const Command& app, Context& context);
 void add_merge(const Command& app, Context& context);
+void add_checkpoint(const Command& app, Context& context);
 void add_profile(const Command& app, Context& context);
 void add_bench(const Command& app, Context& context);
 void add_sample_text(const Command& app, Context& context);

@@ -1,5 +1,9 @@
 #include "launch/environment.h"
 
+#include <unistd.h>
+
+#include <array>
+
 #include <cstdlib>
 #include <string>
 
@@ -30,6 +34,11 @@ std::optional<int> threads_from_environment() {
   require(*text != '\0' && *end == '\0' && threads >= 1 && threads <= 4096,
           "RIDGE_THREADS is '{}': give a number of at least 1", text);
   return static_cast<int>(threads);
+}
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "an unnamed host";
 }
 
 }  // namespace ridge

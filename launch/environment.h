@@ -9,6 +9,9 @@ namespace ridge {
 /// Whether mpirun, srun or another MPI launcher started this process.
 bool launched_by_mpi();
 
+/// This machine's name.
+std::string host_name();
+
 /// RIDGE_THREADS: threads of one rank.
 std::optional<int> threads_from_environment();
 

@@ -1,54 +1,53 @@
 #include "launch/forecast.h"
 
-#include "core/autograd.h"
 #include "core/base/cuda.h"
 #include "core/base/error.h"
 #include "core/base/profiler.h"
-#include "launch/parallelize.h"
 #include "launch/run_config.pb.h"
 #include "launch/training_setup.h"
-#include "parallel/data_parallel.h"
 
 namespace ridge {
 namespace {
 
-void meta_step(models::Llama& model, const config::RunConfig& run, const Prepared& prepared,
-               parallel::GradientReducer& reducer, optim::Optimizer& optimizer, std::int64_t micro_batches) {
-  const Shape shape{run.train().micro_batch(), run.data().sequence_length()};
+void meta_step(ParallelModel& model, const config::RunConfig& run, optim::Optimizer& optimizer,
+               std::int64_t micro_batches) {
+  std::int64_t tokens = 0;
+  for (const auto& [begin, end] : model.token_ranges(run.data().sequence_length())) tokens += end - begin;
+  std::vector<Batch> batches;
   for (std::int64_t m = 0; m < micro_batches; ++m) {
-    const Tensor ids = Tensor::empty(shape, DType::i32, Device::meta);
-    reducer.begin(m + 1 == micro_batches);
-    autograd::backward(model.loss(ids, ids, 1));
+    const Tensor ids = Tensor::empty({run.train().micro_batch(), tokens}, DType::i32, Device::meta);
+    batches.push_back({ids, ids});
   }
-  reducer.finish();
-  optimizer.step(1e-3, {1.0, reduced_norm(reducer, prepared.trained), 1.0});
-  optim::clear_gradients(prepared.trained);
+  model.forward_backward(batches, 1, {});
+  optimizer.step(1e-3, {1.0, model.gradient_norm(), 1.0});
+  model.updated();
+  optim::clear_gradients(model.trained());
 }
 
 }  // namespace
 
 Forecast forecast_training(const models::ModelConfig& config, const config::RunConfig& run,
-                           std::int64_t micro_batches, Device device, const Ceilings& roof) {
-  reset_memory_peaks(Device::meta);
-  current_stream(Device::meta).meta_device = device;
-  models::Llama model(config, training_dtype(run), Device::meta);
-  const Prepared prepared = parallelize(model, run);
-  std::vector<Tensor> leaves;
-  for (const optim::TrainedParameter& p : prepared.trained) leaves.push_back(p.value);
-  const auto alone = parallel::self_communicator();
-  parallel::GradientReducer reducer(leaves, *alone, bucket_bytes(run));
-  const auto optimizer = optim::make_optimizer(optimizer_options(run), prepared.trained);
+                           std::int64_t micro_batches, Device device, const Ceilings& roof,
+                           const parallel::SimulatedNetwork& network) {
   Stream& stream = current_stream(Device::meta);
+  stream.meta_device = device;
+  parallel::Groups groups = parallel::Groups::simulated(mesh_of(run), 0, network);
+  ParallelModel model(config, nullptr, parallel_options(run), groups, Device::meta);
+  const auto optimizer = optim::make_optimizer(optimizer_options(run), model.trained());
+  reset_memory_peaks(Device::meta);
   stream.meta_ceilings = roof;
-  meta_step(model, run, prepared, reducer, *optimizer, micro_batches);
+  meta_step(model, run, *optimizer, micro_batches);
   stream.virtual_seconds = 0;
+  groups.reset_clocks();
   Profiler profiler;
   {
     const ProfilerScope scope(stream, &profiler);
-    meta_step(model, run, prepared, reducer, *optimizer, micro_batches);
+    meta_step(model, run, *optimizer, micro_batches);
   }
   Forecast forecast;
   forecast.step_seconds = stream.virtual_seconds;
+  for (int axis = 0; axis < parallel::kAxes; ++axis)
+    forecast.exposed_seconds += groups.time(static_cast<parallel::Axis>(axis)).exposed_seconds;
   for (const LaunchRecord& record : profiler.records()) forecast.step_flops += record.flops;
   forecast.memory = memory_stats(Device::meta);
   forecast.peak_bytes = forecast.memory.peak_reserved;

@@ -2,6 +2,10 @@
 
 #include <google/protobuf/util/message_differencer.h>
 
+#include <algorithm>
+#include <array>
+#include <optional>
+
 #include "launch/checkpoint.h"
 #include "launch/run_config.h"
 #include "launch/run_config.pb.h"
@@ -43,14 +47,32 @@ void check_same_run(const std::string& stored_yaml, const config::RunConfig& run
             differences);
 }
 
-std::int64_t resume(const config::RunConfig& run, Trainer& trainer) {
-  const auto folder = latest_checkpoint(run.output());
+namespace {
+
+// As rank 0 sees it: another rank's view of a shared folder may be late.
+std::optional<std::string> agreed_checkpoint(const std::string& output, parallel::Communicator& ranks) {
+  constexpr std::size_t kLongest = 4096;
+  std::array<std::uint8_t, kLongest> name{};
+  if (ranks.rank() == 0) {
+    const std::string folder = latest_checkpoint(output).value_or("");
+    require(folder.size() < kLongest, "output {}: the path is too long", output);
+    std::copy(folder.begin(), folder.end(), name.begin());
+  }
+  ranks.broadcast(std::span<std::uint8_t>(name), 0);
+  const std::string folder = reinterpret_cast<const char*>(name.data());
+  return folder.empty() ? std::nullopt : std::optional(folder);
+}
+
+}  // namespace
+
+std::int64_t resume(const config::RunConfig& run, Trainer& trainer, parallel::Communicator& ranks) {
+  const auto folder = agreed_checkpoint(run.output(), ranks);
   if (!folder) return 0;
-  const TrainingState state = read_checkpoint_state(*folder);
-  check_same_run(state.config, run, *folder);
-  read_checkpoint_tensors(*folder, trainer.state_tensors());
-  trainer.set_steps(state.step);
-  return state.step;
+  const CheckpointReader checkpoint(*folder);
+  check_same_run(checkpoint.state().config, run, *folder);
+  checkpoint.read(trainer.pieces(), ranks);
+  trainer.resumed(checkpoint.state().step);
+  return checkpoint.state().step;
 }
 
 }  // namespace ridge

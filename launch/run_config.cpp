@@ -49,41 +49,14 @@ std::string layout(const config::Parallel& p) {
                      p.tp(), p.pp());
 }
 
-void require_data_parallel_only(const config::Parallel& p) {
-  const std::pair<const char*, std::int64_t> degrees[] = {{"cp", p.cp()}, {"tp", p.tp()}, {"pp", p.pp()}};
-  for (const auto& [name, degree] : degrees) {
-    require(degree == 1, "parallel.{}: this version runs data parallel only; got {} {}: set it to 1", name,
-            name, degree);
+// The product of degrees as far as it can be at most `world`; 0 where it is more.
+std::int64_t product_within(std::initializer_list<std::int64_t> degrees, std::int64_t world) {
+  std::int64_t product = 1;
+  for (const std::int64_t degree : degrees) {
+    if (degree > world / product) return 0;
+    product *= degree;
   }
-  require(p.replicate() != 0, "parallel.replicate must be at least 1, or -1 for what is left over; got 0");
-  require(p.shard() != 0, "parallel.shard must be at least 1, or -1 for what is left over; got 0");
-}
-
-void resolve_parallel(RunConfig& c, std::int64_t world_size, std::vector<std::string>& notes) {
-  check(world_size >= 1, "a run has at least one rank");
-  auto& p = *c.mutable_parallel();
-  require_data_parallel_only(p);
-  require(p.replicate() != -1 || p.shard() != -1,
-          "parallel: replicate and shard are both -1: give one of them");
-  const std::string asked = layout(p);
-  const bool fill_replicate = p.replicate() == -1;
-  const std::int64_t given = fill_replicate ? p.shard() : p.replicate();
-  if (fill_replicate || p.shard() == -1) {
-    require(world_size % given == 0,
-            "parallel: {} does not divide the {} ranks: start a multiple of {} ranks", asked, world_size,
-            given);
-    fill_replicate ? p.set_replicate(world_size / given) : p.set_shard(world_size / given);
-  }
-  // Compared by division, since the product may not fit.
-  const bool fits = world_size % p.replicate() == 0 && world_size / p.replicate() == p.shard();
-  require(fits, "parallel: {} is not the number of ranks, {}: make the product {} or leave one at -1", asked,
-          world_size, world_size);
-  if (p.shard() > 1) {
-    notes.push_back(
-        fmt::format("parallel.shard {}: weights and optimizer state are whole on every rank in this "
-                    "version; the ranks run data parallel",
-                    p.shard()));
-  }
+  return product;
 }
 
 // "4 or 6": the multiples of `unit` around `batch`.
@@ -176,6 +149,32 @@ RunConfig load_run_config(const std::string& path, std::span<const std::string> 
   return parse_run_config(read_config_file(path), path, overrides);
 }
 
+void resolve_parallel(RunConfig& c, std::int64_t world_size) {
+  check(world_size >= 1, "a run has at least one rank");
+  auto& p = *c.mutable_parallel();
+  require(p.replicate() != 0, "parallel.replicate must be at least 1, or -1 for what is left over; got 0");
+  require(p.shard() != 0, "parallel.shard must be at least 1, or -1 for what is left over; got 0");
+  require(p.replicate() != -1 || p.shard() != -1,
+          "parallel: replicate and shard are both -1: give one of them");
+  const std::string asked = layout(p);
+  const bool fill_replicate = p.replicate() == -1, fill_shard = p.shard() == -1;
+  const std::int64_t given = product_within(
+      {fill_replicate ? 1 : p.replicate(), fill_shard ? 1 : p.shard(), p.cp(), p.tp(), p.pp()}, world_size);
+  require(given > 0,
+          "parallel: {} is more than the number of ranks, {}: start as many, or make a degree smaller", asked,
+          world_size);
+  if (fill_replicate || fill_shard) {
+    require(world_size % given == 0,
+            "parallel: {} does not divide the {} ranks: start a multiple of {} ranks, for example {} or {}",
+            asked, world_size, given, world_size / given * given, (world_size / given + 1) * given);
+    fill_replicate ? p.set_replicate(world_size / given) : p.set_shard(world_size / given);
+  } else {
+    require(given == world_size,
+            "parallel: {} makes {} ranks, but {} were started: make the product {} or leave shard at -1",
+            asked, given, world_size, world_size);
+  }
+}
+
 std::vector<std::string> resolve(RunConfig& c, std::int64_t world_size) {
   std::vector<std::string> notes;
   fill_presets(c);
@@ -183,7 +182,7 @@ std::vector<std::string> resolve(RunConfig& c, std::int64_t world_size) {
   resolve_model(c);
   resolve_files(c);
   resolve_lora(c);
-  resolve_parallel(c, world_size, notes);
+  resolve_parallel(c, world_size);
   resolve_batch(c, notes);
   resolve_optim(c);
   return notes;

@@ -30,6 +30,9 @@ config::RunConfig parse_run_config(std::string_view yaml, std::string_view name,
 /// line.
 std::vector<std::string> resolve(config::RunConfig& config, std::int64_t world_size);
 
+/// The part of that for `parallel` alone.
+void resolve_parallel(config::RunConfig& config, std::int64_t world_size);
+
 /// Ranks that each take their own samples: replicate * shard, after resolve().
 std::int64_t data_parallel_degree(const config::RunConfig& config);
 

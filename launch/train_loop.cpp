@@ -9,7 +9,7 @@
 #include "core/io/tensorboard.h"
 #include "core/models/weights.h"
 #include "core/text/tokenizer.h"
-#include "launch/checkpoint.h"
+#include "launch/checkpoint_writer.h"
 #include "launch/evaluate.h"
 #include "launch/forecast.h"
 #include "launch/metrics.h"
@@ -81,14 +81,24 @@ std::vector<Window> validation_windows(const config::RunConfig& run, std::int64_
   return cut_windows(tokens, Protocol::windows, window, window, -1);
 }
 
+// Every rank helps to put the parameters together, and rank 0 writes them.
 std::string save_result(const config::RunConfig& run, Trainer& trainer) {
-  if (trainer.prepared().adapter) {
+  ParallelModel& model = trainer.model();
+  const bool writes = model.groups().rank() == 0;
+  const auto value_of = [&model](const std::string& name) { return model.gather(name); };
+  if (model.adapter()) {
     const std::string folder = run.output() + "/adapter";
-    lora::save_adapter(trainer.model().linears(), *trainer.prepared().adapter, folder);
+    models::Llama whole(trainer.config(), DType::f32, Device::meta);
+    lora::add_adapters(whole.linears(), *model.adapter(), 0, Device::cpu);
+    for (const nn::Parameter& p : whole.parameters()) {
+      if (lora::is_adapter_parameter(p.name)) p.value->copy_from(value_of(p.name));
+    }
+    if (writes) lora::save_adapter(whole.linears(), *model.adapter(), folder);
     return folder;
   }
   const std::string folder = run.output() + "/model";
-  models::save_model(trainer.model(), folder, training_dtype(run), tokenizer_folder(run));
+  models::save_parameters(trainer.config(), model.trained_shapes(), value_of, writes ? folder : "",
+                          training_dtype(run), tokenizer_folder(run));
   return folder;
 }
 
@@ -104,31 +114,39 @@ void prepare_output(const config::RunConfig& run) {
 // Holds what the loop of one run needs beside the trainer.
 class Loop {
  public:
-  Loop(const config::RunConfig& run, parallel::Communicator& ranks, Device device, const Forecast& forecast)
+  Loop(const config::RunConfig& run, parallel::Groups& groups, Device device, const Forecast& forecast)
       : run_(run),
-        ranks_(ranks),
-        trainer_(run, ranks, device),
-        windows_(validation_windows(run, trainer_.model().config().vocab_size)),
-        forecast_(forecast) {
-    first_ = resume(run, trainer_);
-    if (ranks.rank() != 0) return;
-    prepare_output(run);
-    log_.emplace(run, first_);
-    for (const std::string& note : trainer_.notes()) log_->note(note);
-    if (device == Device::cuda)
-      log_->note("memory of a rank that the run will need:\n" + memory_report(forecast.memory));
-    if (first_ > 0) log_->note(fmt::format("resumed after step {}", first_ - 1));
+        ranks_(groups.world()),
+        layout_(groups.mesh().describe()),
+        trainer_(run, groups, device),
+        windows_(validation_windows(run, trainer_.config().vocab_size)),
+        forecast_(forecast),
+        device_(device) {
+    first_ = resume(run, trainer_, ranks_);
+    if (ranks_.rank() == 0) {
+      prepare_output(run);
+      log_.emplace(run, first_);
+      for (const std::string& note : trainer_.model().notes()) log_->note(note);
+      if (device == Device::cuda)
+        log_->note("memory of a rank that the run will need:\n" + memory_report(forecast.memory));
+      if (first_ > 0) log_->note(fmt::format("resumed after step {}", first_ - 1));
+    }
+    ranks_.barrier();
+    if (run.train().checkpoint_every() == 0) return;
+    checkpoints_.emplace(ranks_, CheckpointWriter::Options{run.output(), run.train().keep_checkpoints()});
+    checkpoints_->reserve(trainer_.pieces());
   }
 
   TrainResult go(const std::function<void(const StepReport&)>& on_step) {
     result_.steps = first_;
     result_.predicted_bytes = forecast_.peak_bytes;
     for (std::int64_t step = first_; step < run_.train().steps(); ++step) one_step(step, on_step);
-    result_.peak_bytes = memory_stats(trainer_.model().device()).peak_reserved;
+    result_.peak_bytes = memory_stats(device_).peak_reserved;
     result_.tokens_per_s = median(speeds_);
     result_.limit_share = median(shares_);
     if (log_) log_->flush();
-    if (ranks_.rank() == 0) result_.saved_to = save_result(run_, trainer_);
+    if (checkpoints_) checkpoints_->finish();
+    result_.saved_to = save_result(run_, trainer_);
     ranks_.barrier();
     return result_;
   }
@@ -136,7 +154,9 @@ class Loop {
  private:
   void one_step(std::int64_t step, const std::function<void(const StepReport&)>& on_step) {
     const auto start = Clock::now();
-    const StepResult done = trainer_.step(step);
+    const StepResult done = trainer_.step(step, [this] {
+      if (checkpoints_) checkpoints_->release_before_update();
+    });
     const StepReport report{step, done.loss, done.grad_norm, done.lr, seconds_since(start)};
     speeds_.push_back(static_cast<double>(trainer_.tokens_per_step()) / report.seconds);
     shares_.push_back(forecast_.step_seconds / report.seconds);
@@ -155,30 +175,33 @@ class Loop {
 
   std::optional<Perplexity> evaluate_after(std::int64_t step) {
     if (windows_.empty() || !due(run_.train().eval_every(), step)) return std::nullopt;
-    const Perplexity p = evaluate(trainer_.model(), windows_, ranks_);
-    result_.valid_perplexity = p.value;
-    return p;
+    const Perplexity valid = trainer_.evaluate(windows_);
+    result_.valid_perplexity = valid.value;
+    return valid;
   }
 
   void checkpoint_after(std::int64_t step) {
     if (!due(run_.train().checkpoint_every(), step)) return;
-    if (ranks_.rank() == 0) {
-      log_->flush();
-      const TrainingState state{step + 1, (step + 1) * trainer_.tokens_per_step(),
-                                (step + 1) * run_.train().global_batch(), run_.train().seed(),
-                                dump_yaml(run_)};
-      save_checkpoint(run_.output(), state, trainer_.state_tensors(), run_.train().keep_checkpoints());
-    }
-    ranks_.barrier();
+    TrainingState state;
+    state.step = step + 1;
+    state.tokens = state.step * trainer_.tokens_per_step();
+    state.next_sample = state.step * run_.train().global_batch();
+    state.seed = run_.train().seed();
+    state.config = dump_yaml(run_);
+    state.layout = layout_;
+    checkpoints_->snapshot(state, trainer_.pieces());
   }
 
   const config::RunConfig& run_;
   parallel::Communicator& ranks_;
+  std::string layout_;
   Trainer trainer_;
   std::vector<Window> windows_;
   Forecast forecast_;
+  Device device_;
   std::int64_t first_ = 0;
   std::optional<RunLog> log_;
+  std::optional<CheckpointWriter> checkpoints_;
   TrainResult result_;
   std::vector<double> speeds_, shares_;
   Clock::time_point begin_ = Clock::now();
@@ -186,12 +209,13 @@ class Loop {
 
 }  // namespace
 
-TrainResult train(const config::RunConfig& run, parallel::Communicator& ranks, Device device,
-                  const Ceilings& roof, const std::function<void(const StepReport&)>& on_step) {
-  const std::int64_t micro_batches = run.train().global_batch() / (ranks.size() * run.train().micro_batch());
+TrainResult train(const config::RunConfig& run, parallel::Groups& groups, Device device, const Ceilings& roof,
+                  const std::function<void(const StepReport&)>& on_step) {
+  const std::int64_t micro_batches =
+      run.train().global_batch() / (groups.mesh().data_ranks() * run.train().micro_batch());
   const Forecast forecast = forecast_training(model_config(run), run, micro_batches, device, roof);
   require_room(forecast, device);
-  Loop loop(run, ranks, device, forecast);
+  Loop loop(run, groups, device, forecast);
   return loop.go(on_step);
 }
 

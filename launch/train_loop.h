@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "core/base/stream.h"
-#include "parallel/communicator.h"
+#include "parallel/groups.h"
 
 namespace ridge::config {
 class RunConfig;
@@ -32,7 +32,7 @@ struct StepReport {
 
 /// Runs from the newest checkpoint of `output`, or from the start. Every rank calls it with the same resolved
 /// config. A loss that is not finite stops the run with a UserError that names step and tensor.
-TrainResult train(const config::RunConfig& run, parallel::Communicator& ranks, Device device,
-                  const Ceilings& roof, const std::function<void(const StepReport&)>& on_step = {});
+TrainResult train(const config::RunConfig& run, parallel::Groups& groups, Device device, const Ceilings& roof,
+                  const std::function<void(const StepReport&)>& on_step = {});
 
 }  // namespace ridge

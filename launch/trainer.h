@@ -1,16 +1,16 @@
 // The parts of a training run, and one step of it.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
-#include "core/models/llama.h"
 #include "launch/batch_source.h"
-#include "launch/checkpoint.h"
+#include "launch/evaluate.h"
 #include "launch/parallelize.h"
 #include "optim/optimizer.h"
-#include "parallel/communicator.h"
-#include "parallel/data_parallel.h"
+#include "parallel/groups.h"
 
 namespace ridge::config {
 class RunConfig;
@@ -25,41 +25,39 @@ struct StepResult {
   double lr = 0;
 };
 
-/// Model, optimizer, data and ranks, put together. The data-parallel degree is the number of ranks.
+/// Model, optimizer, data and ranks, put together.
 class Trainer {
  public:
-  Trainer(const config::RunConfig& run, parallel::Communicator& ranks, Device device);
+  Trainer(const config::RunConfig& run, parallel::Groups& groups, Device device);
   ~Trainer();
 
   /// Optimizer step `step`, from 0. On a GPU the host queues all of it, reads the next step's data, and waits
-  /// once, at the end.
-  StepResult step(std::int64_t step);
+  /// once, at the end. `before_update` is called when all but the parameters' update is queued.
+  StepResult step(std::int64_t step, const std::function<void()>& before_update = {});
+  /// Perplexity of windows of at most data.sequence_length tokens, shared among the data ranks.
+  Perplexity evaluate(const std::vector<Window>& windows);
 
-  /// What a checkpoint holds: trained parameters, then the optimizer's state.
-  std::vector<NamedTensor> state_tensors() const;
-  void set_steps(std::int64_t steps) { optimizer_->set_steps(steps); }
+  /// What this rank writes to a checkpoint and reads from one.
+  std::vector<Piece> pieces() const { return model_->pieces(optimizer_.get()); }
+  /// After the pieces have been read.
+  void resumed(std::int64_t steps);
 
-  models::Llama& model() { return *model_; }
-  const Prepared& prepared() const { return prepared_; }
-  const std::vector<std::string>& notes() const { return notes_; }
+  ParallelModel& model() { return *model_; }
+  const models::ModelConfig& config() { return model_->model().config(); }
   std::int64_t tokens_per_step() const;
 
  private:
-  /// The sum of the micro-batches' losses on this rank: f64 [1] on the device.
-  Tensor forward_backward(std::int64_t step);
   /// Reads a step's micro-batches and sends them to the device.
   void fetch(std::int64_t step);
   void check_finite(std::int64_t step, double loss, double norm) const;
 
   const config::RunConfig& run_;
-  parallel::Communicator& ranks_;
-  std::vector<std::string> notes_;
-  std::unique_ptr<models::Llama> model_;
-  Prepared prepared_;
+  parallel::Groups& groups_;
+  std::unique_ptr<ParallelModel> model_;
   std::unique_ptr<optim::Optimizer> optimizer_;
-  std::unique_ptr<parallel::GradientReducer> reducer_;
   std::unique_ptr<BatchSource> data_;
   Device device_;
+  std::int64_t data_ranks_, data_rank_;
   std::vector<Batch> batches_;  // of step fetched_
   std::int64_t fetched_ = -1;
 };

@@ -22,14 +22,58 @@ optim::OptimizerOptions optimizer_options(const config::RunConfig& run) {
   return to;
 }
 
-Tensor reduced_norm(const parallel::GradientReducer& reducer,
-                    const std::vector<optim::TrainedParameter>& trained) {
-  const std::vector<Tensor> flat = reducer.flat();
-  return flat.empty() ? optim::gradient_norm_tensor(trained) : optim::norm_of(flat);
+namespace {
+
+lora::LoraConfig lora_config(const config::RunConfig& run) {
+  const config::Lora& from = run.lora();
+  lora::LoraConfig to;
+  to.rank = from.rank();
+  to.alpha = from.alpha();
+  to.dropout = from.dropout();
+  to.use_rslora = from.use_rslora();
+  to.targets.assign(from.targets().begin(), from.targets().end());
+  if (to.targets.empty()) to.targets = {"q_proj", "v_proj"};
+  to.target_pattern = from.target_pattern();
+  to.exclude.assign(from.exclude().begin(), from.exclude().end());
+  to.rank_pattern.insert(from.rank_pattern().begin(), from.rank_pattern().end());
+  to.alpha_pattern.insert(from.alpha_pattern().begin(), from.alpha_pattern().end());
+  to.base_model = run.model().path();
+  return to;
 }
 
-std::int64_t bucket_bytes(const config::RunConfig& run) {
-  return static_cast<std::int64_t>(run.parallel().bucket_mb() * 1024 * 1024);
+}  // namespace
+
+ParallelOptions layout_options(const config::Parallel& from) {
+  ParallelOptions to;
+  to.fsdp.stage = static_cast<int>(from.stage());
+  to.fsdp.keep_gathered = from.keep_gathered();
+  to.fsdp.no_sync = from.no_sync();
+  to.fsdp.reduce = parse_dtype(from.reduce());
+  to.sequence_parallel = from.sequence_parallel() && from.tp() > 1;
+  to.tp_chunks = static_cast<int>(from.tp_chunks());
+  to.context = parallel::parse_context_kind(from.context());
+  to.schedule = parallel::parse_schedule(from.schedule());
+  to.stages_per_rank = static_cast<int>(from.stages_per_rank());
+  to.layers.assign(from.layers().begin(), from.layers().end());
+  return to;
+}
+
+ParallelOptions parallel_options(const config::RunConfig& run) {
+  ParallelOptions to = layout_options(run.parallel());
+  to.dtype = training_dtype(run);
+  to.seed = static_cast<std::uint64_t>(run.train().seed());
+  if (run.has_lora()) to.lora = lora_config(run);
+  if (run.has_adapter()) to.adapter = run.adapter().path();
+  to.decay_all = run.optim().decay() == "all";
+  to.recompute = parse_recompute(run.train().recompute());
+  to.deterministic = run.train().deterministic();
+  return to;
+}
+
+parallel::Mesh mesh_of(const config::RunConfig& run) {
+  const config::Parallel& p = run.parallel();
+  return parallel::Mesh({static_cast<int>(p.pp()), static_cast<int>(p.replicate()),
+                         static_cast<int>(p.shard()), static_cast<int>(p.cp()), static_cast<int>(p.tp())});
 }
 
 ScheduleOptions schedule_options(const config::RunConfig& run) {
@@ -48,17 +92,8 @@ models::ModelConfig model_config(const config::RunConfig& run) {
   return models::ModelConfig::parse(arch_json(run), "model.arch");
 }
 
-models::LoadedModel make_model(const config::RunConfig& run, Device device) {
-  // A frozen base may stay in the mapped file; whatever is trained needs memory of its own.
-  const bool frozen = run.has_lora() || run.has_adapter();
-  if (run.model().has_path()) {
-    return models::load_model(run.model().path(), training_dtype(run),
-                              frozen ? models::LoadMode::read : models::LoadMode::train, device);
-  }
-  models::LoadedModel made;
-  made.model = std::make_unique<models::Llama>(model_config(run), training_dtype(run), device);
-  made.model->initialize(static_cast<std::uint64_t>(run.train().seed()));
-  return made;
+std::unique_ptr<models::ModelWeights> run_weights(const config::RunConfig& run) {
+  return run.model().has_path() ? std::make_unique<models::ModelWeights>(run.model().path()) : nullptr;
 }
 
 std::string tokenizer_folder(const config::RunConfig& run) {

@@ -6,31 +6,34 @@
 #include "core/models/llama.h"
 #include "core/models/weights.h"
 #include "launch/batch_source.h"
+#include "launch/parallelize.h"
 #include "optim/optimizer.h"
 #include "optim/schedule.h"
-#include "parallel/data_parallel.h"
+#include "parallel/mesh.h"
 
 namespace ridge {
 class Tokenizer;
 namespace config {
+class Parallel;
 class RunConfig;
-}
+}  // namespace config
 
 /// f32 or bf16, of weights and activations.
 DType training_dtype(const config::RunConfig& run);
 optim::OptimizerOptions optimizer_options(const config::RunConfig& run);
 ScheduleOptions schedule_options(const config::RunConfig& run);
 
-/// The 2-norm of the gradients that `reducer` holds, f64 [1]: over its buckets where they lie on a GPU.
-Tensor reduced_norm(const parallel::GradientReducer& reducer,
-                    const std::vector<optim::TrainedParameter>& trained);
-/// Bytes of a bucket of gradients.
-std::int64_t bucket_bytes(const config::RunConfig& run);
+/// How `parallel` cuts a model; the rest at its defaults.
+ParallelOptions layout_options(const config::Parallel& parallel);
+/// How the model is cut, and what is done to it.
+ParallelOptions parallel_options(const config::RunConfig& run);
+/// The ranks' arrangement, of a resolved config.
+parallel::Mesh mesh_of(const config::RunConfig& run);
 
 /// The config of the model that is trained, without its weights.
 models::ModelConfig model_config(const config::RunConfig& run);
-/// The model with weights that may be written: from a folder, or random.
-models::LoadedModel make_model(const config::RunConfig& run, Device device);
+/// The weights of model.path; null for a model with random ones.
+std::unique_ptr<models::ModelWeights> run_weights(const config::RunConfig& run);
 /// The tokenizer of model.tokenizer, or of model.path.
 Tokenizer run_tokenizer(const config::RunConfig& run);
 /// Where that tokenizer lies.

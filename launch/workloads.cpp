@@ -9,13 +9,9 @@
 #include "core/base/random.h"
 #include "core/models/weights.h"
 #include "inference/sampling.h"
-#include "launch/training_setup.h"
-#include "lora/adapter.h"
 
 namespace ridge {
 namespace {
-
-constexpr std::int64_t kBucketBytes = std::int64_t{64} << 20;
 
 Tensor random_ids(const Shape& shape, std::int64_t vocab_size, std::uint64_t stream, Device device) {
   if (device == Device::meta) return Tensor::empty(shape, DType::i32, device);
@@ -27,12 +23,12 @@ Tensor random_ids(const Shape& shape, std::int64_t vocab_size, std::uint64_t str
   return ids.on(device);
 }
 
+}  // namespace
+
 bool has_weights(const std::string& folder) {
   return std::filesystem::exists(folder + "/model.safetensors") ||
          std::filesystem::exists(folder + "/model.safetensors.index.json");
 }
-
-}  // namespace
 
 std::unique_ptr<models::Llama> workload_model(const std::string& folder, DType dtype, bool random,
                                               Device device) {
@@ -43,45 +39,39 @@ std::unique_ptr<models::Llama> workload_model(const std::string& folder, DType d
   return model;
 }
 
-TrainingWorkload::TrainingWorkload(models::Llama& model, const TrainingOptions& options,
-                                   parallel::Communicator& ranks)
-    : model_(model), options_(options) {
+TrainingWorkload::TrainingWorkload(const models::ModelConfig& config, const models::ModelWeights* weights,
+                                   const TrainingOptions& options, parallel::Groups& groups, Device device)
+    : options_(options) {
   require(options.batch >= 1 && options.sequence_length >= 1 && options.accumulate >= 1,
           "a batch of {} sequences of {} tokens, {} accumulated: all must be at least 1", options.batch,
           options.sequence_length, options.accumulate);
-  model.set_recompute(options.recompute);
-  model.set_deterministic(options.deterministic);
   if (options.lora_rank > 0) {
-    lora::LoraConfig adapter;
-    adapter.rank = options.lora_rank;
-    adapter.alpha = 2.0 * static_cast<double>(options.lora_rank);
-    adapter.targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
-    lora::add_adapters(model.linears(), adapter, 0, model.device());
+    options_.layout.lora.emplace();
+    options_.layout.lora->rank = options.lora_rank;
+    options_.layout.lora->alpha = 2.0 * static_cast<double>(options.lora_rank);
+    options_.layout.lora->targets = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                     "gate_proj", "up_proj", "down_proj"};
   }
-  std::vector<Tensor> leaves;
-  for (const nn::Parameter& p : model.parameters()) {
-    if (options.lora_rank > 0 && !lora::is_adapter_parameter(p.name)) continue;
-    autograd::set_requires_grad(*p.value, true);
-    trained_.push_back({p.name, *p.value, p.value->ndim() >= 2});
-    leaves.push_back(*p.value);
-  }
-  reducer_ = std::make_unique<parallel::GradientReducer>(leaves, ranks, kBucketBytes);
+  model_ = std::make_unique<ParallelModel>(config, weights, options_.layout, groups, device);
   optim::OptimizerOptions adamw;
   adamw.moments = options.moments;
-  optimizer_ = optim::make_optimizer(adamw, trained_);
-  const std::int64_t vocab_size = model.config().vocab_size;
-  ids_ = random_ids({options.batch, options.sequence_length}, vocab_size, 0, model.device());
-  targets_ = random_ids({options.batch, options.sequence_length}, vocab_size, 1, model.device());
+  optimizer_ = optim::make_optimizer(adamw, model_->trained());
+  std::int64_t held = 0;
+  for (const auto& [begin, end] : model_->token_ranges(options.sequence_length)) held += end - begin;
+  const Batch batch{random_ids({options.batch, held}, config.vocab_size, 0, device),
+                    random_ids({options.batch, held}, config.vocab_size, 1, device)};
+  batches_.assign(static_cast<std::size_t>(options.accumulate), batch);
+  scale_ = 1.0 / static_cast<double>(options.batch * options.sequence_length * options.accumulate *
+                                     groups.mesh().data_ranks());
 }
 
+double TrainingWorkload::tokens() const { return 1.0 / scale_ / model_->groups().mesh().ranks(); }
+
 void TrainingWorkload::step() {
-  for (std::int64_t m = 0; m < options_.accumulate; ++m) {
-    reducer_->begin(m + 1 == options_.accumulate);
-    autograd::backward(model_.loss(ids_, targets_, 1.0 / static_cast<double>(tokens())));
-  }
-  reducer_->finish();
-  optimizer_->step(1e-4, {1.0, reduced_norm(*reducer_, trained_), 1.0});
-  optim::clear_gradients(trained_);
+  model_->forward_backward(batches_, scale_, {});
+  optimizer_->step(1e-4, {1.0, model_->gradient_norm(), 1.0});
+  model_->updated();
+  optim::clear_gradients(model_->trained());
 }
 
 DecodingWorkload::DecodingWorkload(models::Llama& model, std::int64_t prompt, std::int64_t capacity)

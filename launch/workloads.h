@@ -7,11 +7,14 @@
 #include <vector>
 
 #include "core/models/llama.h"
+#include "launch/parallelize.h"
 #include "optim/optimizer.h"
-#include "parallel/data_parallel.h"
+#include "parallel/groups.h"
 
 namespace ridge {
 
+/// Whether a folder has weights beside its config.json.
+bool has_weights(const std::string& folder);
 /// The model in `folder`; where that holds a config.json alone, or `random` is set, with random weights.
 std::unique_ptr<models::Llama> workload_model(const std::string& folder, DType dtype, bool random,
                                               Device device = Device::cpu);
@@ -20,28 +23,29 @@ struct TrainingOptions {
   std::int64_t batch = 4;  // sequences of a micro-batch
   std::int64_t sequence_length = 512;
   std::int64_t accumulate = 1;  // micro-batches of a step
-  models::Recompute recompute = models::Recompute::none;
   DType moments = DType::f32;
-  bool deterministic = true;
   std::int64_t lora_rank = 0;  // 0: all weights are trained; else adapters on all linear layers of the blocks
+  ParallelOptions layout = {};
 };
 
-/// Training steps with AdamW on random tokens, gradients summed over `ranks`.
+/// Training steps with AdamW on random tokens.
 class TrainingWorkload {
  public:
-  TrainingWorkload(models::Llama& model, const TrainingOptions& options, parallel::Communicator& ranks);
+  /// `weights` null: random ones.
+  TrainingWorkload(const models::ModelConfig& config, const models::ModelWeights* weights,
+                   const TrainingOptions& options, parallel::Groups& groups, Device device);
   /// Queued on a GPU: the host does not wait.
   void step();
-  /// Of one rank and step.
-  std::int64_t tokens() const { return ids_.numel() * options_.accumulate; }
+  /// Of one rank and step: those of all ranks, divided by the ranks.
+  double tokens() const;
+  ParallelModel& model() { return *model_; }
 
  private:
-  models::Llama& model_;
   TrainingOptions options_;
-  std::vector<optim::TrainedParameter> trained_;
-  std::unique_ptr<parallel::GradientReducer> reducer_;
+  std::unique_ptr<ParallelModel> model_;
   std::unique_ptr<optim::Optimizer> optimizer_;
-  Tensor ids_, targets_;  // [B, T]
+  std::vector<Batch> batches_;  // all of the same tokens
+  double scale_ = 1;
 };
 
 /// Decoding steps of one sequence after a prompt of random tokens.

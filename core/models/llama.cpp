@@ -179,7 +179,7 @@ Tensor Llama::final_norm(Residual residual) {
 Tensor Llama::embed(const Tensor& ids_BT) {
   check(ids_BT.ndim() == 2, "ids of [B, T]");
   const Tensor y = embedding_->forward(enter(0, ids_BT.on(device_)));
-  return config_.tied ? y : leave(0, y);
+  return config_.tied && head_ != nullptr ? y : leave(0, y);  // else the head leaves it
 }
 
 Tensor Llama::run_blocks(LayerRange range, const Tensor& x_BTC) {

@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -38,26 +39,22 @@ Tensor as_tensor(const TensorEntry& entry, DType dtype, const std::shared_ptr<co
 }
 
 // The stored tensor of a parameter; a UserError where it is not what the config asks for.
-const TensorEntry& entry_of(const nn::Parameter& p, const WeightFolder& folder) {
-  const TensorEntry* entry = folder.find(p.name);
+const TensorEntry& entry_of(const std::string& name, const Shape& shape, const WeightFolder& folder) {
+  const TensorEntry* entry = folder.find(name);
   require(entry != nullptr, "{}: tensor {} is missing: the config asks for it with shape {}", folder.path(),
-          p.name, to_string(p.value->shape()));
-  require(entry->shape == extents(p.value->shape()), "{}: tensor {} has shape {}, but config.json says {}",
-          folder.path(), p.name, shape_text(entry->shape), to_string(p.value->shape()));
+          name, to_string(shape));
+  require(entry->shape == extents(shape), "{}: tensor {} has shape {}, but config.json says {}",
+          folder.path(), name, shape_text(entry->shape), to_string(shape));
   const auto dtype = entry->type();
   require(dtype && is_floating(*dtype), "{}: tensor {} is stored as {}: F32, BF16 or F16 are read",
-          folder.path(), p.name, entry->dtype);
+          folder.path(), name, entry->dtype);
   return *entry;
 }
 
-void load_parameter(const nn::Parameter& p, const std::shared_ptr<const WeightFolder>& folder,
-                    LoadMode mode) {
-  const TensorEntry& entry = entry_of(p, *folder);
-  const DType dtype = entry.type().value();
-  const Tensor stored = as_tensor(entry, dtype, folder);
+void load_parameter(const nn::Parameter& p, const Tensor& stored, LoadMode mode) {
   if (p.value->device() == Device::cuda) {
     p.value->copy_from(stored);
-  } else if (mode == LoadMode::read && dtype == p.value->dtype()) {
+  } else if (mode == LoadMode::read && stored.dtype() == p.value->dtype()) {
     *p.value = stored;
   } else {
     const PurposeScope purpose(Purpose::weights);
@@ -76,10 +73,14 @@ bool unties(const WeightFolder& folder) {
          std::memcmp(head->data.data(), table->data.data(), head->data.size()) != 0;
 }
 
-std::vector<std::string> unused_tensors(Llama& model, const WeightFolder& folder) {
+std::vector<std::string> unused_tensors(const ModelConfig& config, const WeightFolder& folder) {
+  Llama model(config, DType::f32, Device::meta);
   std::set<std::string> used;
-  for (const nn::Parameter& p : model.parameters()) used.insert(p.name);
-  if (model.config().tied) used.insert(kHead);
+  for (const nn::Parameter& p : model.parameters()) {
+    entry_of(p.name, p.value->shape(), folder);
+    used.insert(p.name);
+  }
+  if (config.tied) used.insert(kHead);
   std::vector<std::string> unused;
   for (const std::string& name : folder.names()) {
     if (!used.contains(name) && !name.ends_with("rotary_emb.inv_freq")) unused.push_back(name);
@@ -100,14 +101,14 @@ const char* torch_name(DType dtype) {
   }
 }
 
-std::string config_text(const Llama& model, DType dtype) {
-  nlohmann::ordered_json json = nlohmann::ordered_json::parse(model.config().json);
+std::string config_text(const ModelConfig& config, DType dtype) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::parse(config.json);
   json.erase(json.contains("dtype") ? "torch_dtype" : "dtype");
   json[json.contains("dtype") ? "dtype" : "torch_dtype"] = torch_name(dtype);
-  json["tie_word_embeddings"] = model.config().tied;
-  json["model_type"] = model.config().model_type;
+  json["tie_word_embeddings"] = config.tied;
+  json["model_type"] = config.model_type;
   if (!json.contains("architectures")) {
-    const std::string& type = model.config().model_type;
+    const std::string& type = config.model_type;
     json["architectures"] = {type == "llama"   ? "LlamaForCausalLM"
                              : type == "qwen2" ? "Qwen2ForCausalLM"
                                                : "MistralForCausalLM"};
@@ -117,45 +118,60 @@ std::string config_text(const Llama& model, DType dtype) {
 
 }  // namespace
 
-LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode, Device device) {
-  ModelConfig config = ModelConfig::load(folder);
-  const auto weights = std::make_shared<const WeightFolder>(WeightFolder::open(folder));
-  LoadedModel loaded;
-  if (config.tied && unties(*weights)) {
-    config.tied = false;
-    loaded.notes.push_back(
+ModelWeights::ModelWeights(const std::string& folder)
+    : config_(ModelConfig::load(folder)),
+      folder_(std::make_shared<const WeightFolder>(WeightFolder::open(folder))) {
+  if (config_.tied && unties(*folder_)) {
+    config_.tied = false;
+    notes_.push_back(
         fmt::format("{}: tie_word_embeddings is true, but lm_head.weight differs from the embedding: "
                     "the file's is used",
                     folder));
   }
-  loaded.model = std::make_unique<Llama>(config, dtype, Device::meta);
-  for (const nn::Parameter& p : loaded.model->parameters()) entry_of(p, *weights);
-  weights->prefetch();
-  // On the CPU parameters come to life one by one; on a GPU they are copied into the model's own memory.
-  if (device != Device::cpu) loaded.model = std::make_unique<Llama>(std::move(config), dtype, device);
-  for (const nn::Parameter& p : loaded.model->parameters()) load_parameter(p, weights, mode);
-  loaded.model->adopt(device);
-  const auto unused = unused_tensors(*loaded.model, *weights);
+  const auto unused = unused_tensors(config_, *folder_);
   if (!unused.empty()) {
-    loaded.notes.push_back(
+    notes_.push_back(
         fmt::format("{}: {} tensors are not used, the first is {}", folder, unused.size(), unused.front()));
   }
+}
+
+Tensor ModelWeights::read(const std::string& name, const Shape& shape) const {
+  const TensorEntry& entry = entry_of(name, shape, *folder_);
+  return as_tensor(entry, entry.type().value(), folder_);
+}
+
+void ModelWeights::prefetch() const { folder_->prefetch(); }
+
+LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode, Device device) {
+  const ModelWeights weights(folder);
+  weights.prefetch();
+  // On the CPU parameters come to life one by one; on a GPU they are copied into the model's own memory.
+  LoadedModel loaded{
+      std::make_unique<Llama>(weights.config(), dtype, device == Device::cpu ? Device::meta : device),
+      weights.notes()};
+  for (const nn::Parameter& p : loaded.model->parameters())
+    load_parameter(p, weights.read(p.name, p.value->shape()), mode);
+  loaded.model->adopt(device);
   return loaded;
 }
 
-void save_model(Llama& model, const std::string& folder, DType dtype, const std::string& source) {
+void save_parameters(const ModelConfig& config, const std::vector<std::pair<std::string, Shape>>& shapes,
+                     const std::function<Tensor(const std::string&)>& value_of, const std::string& folder,
+                     DType dtype, const std::string& source) {
+  if (folder.empty()) {
+    for (const auto& [name, shape] : shapes) value_of(name);
+    return;
+  }
   AtomicFolder target(folder);
   std::vector<TensorEntry> declared;
-  const nn::Parameters parameters = model.parameters();
-  for (const nn::Parameter& p : parameters)
-    declared.push_back(make_tensor_entry(p.name, dtype, extents(p.value->shape())));
+  for (const auto& [name, shape] : shapes) declared.push_back(make_tensor_entry(name, dtype, extents(shape)));
   WeightFolderWriter writer(target.path(), declared);
-  for (const nn::Parameter& p : parameters) {
-    const Tensor t = p.value->detached().as_contiguous().to(dtype).on(Device::cpu);
-    writer.write(p.name, {static_cast<const std::byte*>(t.data()), static_cast<std::size_t>(t.bytes())});
+  for (const auto& [name, shape] : shapes) {
+    const Tensor t = value_of(name).detached().as_contiguous().to(dtype).on(Device::cpu);
+    writer.write(name, {static_cast<const std::byte*>(t.data()), static_cast<std::size_t>(t.bytes())});
   }
   writer.finish();
-  write_file_atomically(target.path() + "/config.json", config_text(model, dtype));
+  write_file_atomically(target.path() + "/config.json", config_text(config, dtype));
   for (const char* name : kCompanions) {
     const std::filesystem::path from = std::filesystem::path(source) / name;
     if (!source.empty() && std::filesystem::exists(from)) {
@@ -163,6 +179,18 @@ void save_model(Llama& model, const std::string& folder, DType dtype, const std:
     }
   }
   target.commit();
+}
+
+void save_model(Llama& model, const std::string& folder, DType dtype, const std::string& source) {
+  std::vector<std::pair<std::string, Shape>> shapes;
+  std::map<std::string, const Tensor*> values;
+  for (const nn::Parameter& p : model.parameters()) {
+    shapes.emplace_back(p.name, p.value->shape());
+    values[p.name] = p.value;
+  }
+  save_parameters(
+      model.config(), shapes, [&](const std::string& name) { return *values.at(name); }, folder, dtype,
+      source);
 }
 
 }  // namespace ridge::models

@@ -193,22 +193,59 @@ struct AddScaled {
   }
 };
 
+// Elements of a tensor that follow one another in the mask, too.
+struct Run {
+  std::int64_t begin, end;  // in the tensor
+  std::uint64_t first;      // of `begin` in the mask
+};
+
 struct Dropout {
   static constexpr const char* kName = "dropout";
   double p;
   RandomKey key;
-  std::uint64_t first;
+  std::vector<Run> runs;
 
   Tensor drop(const Tensor& x) const {
-    const Tensor in = x.as_contiguous(), y = empty_like(in);
+    const Tensor in = x.as_contiguous().reshaped({-1}), y = empty_like(in);
     visit_compute(y.dtype(), [&]<class T>(std::type_identity<T>) {
-      kernels::dropout<T>(current_stream(y.device()), in.view<T>(), p, key, first, y.view<T>());
+      for (const Run& run : runs) {
+        kernels::dropout<T>(current_stream(y.device()), in.sliced(0, run.begin, run.end).view<T>(), p, key,
+                            run.first, y.sliced(0, run.begin, run.end).view<T>());
+      }
     });
-    return y;
+    return y.reshaped(x.shape());
   }
   Tensor forward(const Tensor& x) const { return drop(x); }
   Grads vjp(const Tensor& dy, const Needs&) const { return {drop(dy)}; }
 };
+
+// x [B, T, ...]: rows count from the micro-batch's place, and where a rank holds parts of the sequences,
+// tokens from theirs.
+std::vector<Run> mask_runs(const Tensor& x) {
+  const RandomState& state = random_state();
+  const std::int64_t rows = x.dim(0), row = rows > 0 ? x.numel() / rows : 0;
+  if (state.ranges.empty() || x.ndim() < 3)
+    return {{0, x.numel(), static_cast<std::uint64_t>(state.first_row * row)}};
+  const std::int64_t token = row / x.dim(1);
+  std::vector<Run> runs;
+  std::int64_t at = 0;
+  for (std::int64_t b = 0; b < rows; ++b) {
+    for (const auto& [begin, end] : state.ranges) {
+      const std::int64_t first = ((state.first_row + b) * state.tokens + begin) * token;
+      const auto mask = static_cast<std::uint64_t>(first);
+      const bool follows =
+          !runs.empty() && mask - runs.back().first == static_cast<std::uint64_t>(at - runs.back().begin);
+      at += (end - begin) * token;
+      if (follows) {
+        runs.back().end = at;
+      } else {
+        runs.push_back({at - (end - begin) * token, at, mask});
+      }
+    }
+  }
+  if (at != x.numel()) fail("dropout: {} where the ranks' ranges hold {} elements", to_string(x.shape()), at);
+  return runs;
+}
 
 }  // namespace
 
@@ -228,9 +265,7 @@ Tensor add_scaled(const Tensor& a, const Tensor& b, double factor) {
 
 Tensor dropout(const Tensor& x, double p) {
   if (p == 0) return x;
-  const std::int64_t row = x.dim(0) > 0 ? x.numel() / x.dim(0) : 0;
-  const auto first = static_cast<std::uint64_t>(random_state().first_row * row);
-  return autograd::apply(Dropout{p, random_state().next_key(), first}, x);
+  return autograd::apply(Dropout{p, random_state().next_key(), mask_runs(x)}, x);
 }
 
 }  // namespace ridge::ops

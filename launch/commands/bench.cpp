@@ -8,28 +8,22 @@
 #include "core/io/file.h"
 #include "kernels/blas.h"
 #include "kernels/matmul_tuning.h"
+#include "launch/bench_layout.h"
 #include "launch/ceilings.h"
 #include "launch/commands/bench_kernels.h"
 #include "launch/context.h"
 #include "launch/environment.h"
-#include "launch/parallelize.h"
 #include "launch/workloads.h"
-#include "parallel/nccl_communicator.h"
 
 namespace ridge {
 namespace {
 
 struct Options {
   std::string model;
-  std::string dtype;
-  std::string recompute = "none", moments = "f32";
-  std::int64_t batch = 4, sequence_length = 512, prompt = 32, steps = 10, accumulate = 1, lora_rank = 0;
-  bool tune = false, any_order = false;
-
-  TrainingOptions training() const {
-    return {batch,      sequence_length, accumulate, parse_recompute(recompute), parse_dtype(moments),
-            !any_order, lora_rank};
-  }
+  std::int64_t prompt = 32, steps = 10;
+  bool tune = false;
+  double link_gbps = 320, link_us = 15;  // of the predicted network
+  StepOptions step;
 };
 
 using Clock = std::chrono::steady_clock;
@@ -69,21 +63,27 @@ void ceilings(Context& context) {
 // Peak memory of the same steps on meta, and the time that their work needs at the limits.
 struct Prediction {
   std::int64_t bytes = 0;
-  double seconds = 0;
+  double seconds = 0, exposed_seconds = 0;
 };
 
-Prediction predict(const Options& options, Device device, const Ceilings& roof) {
-  reset_memory_peaks(Device::meta);
+Prediction predict(const Options& options, const parallel::Mesh& mesh, int rank, Device device,
+                   const Ceilings& roof) {
   Stream& stream = current_stream(Device::meta);
   stream.meta_device = device;
   stream.meta_ceilings = roof;
-  models::Llama model(models::ModelConfig::load(options.model), parse_dtype(options.dtype), Device::meta);
-  const auto alone = parallel::self_communicator();
-  TrainingWorkload work(model, options.training(), *alone);
+  parallel::Groups groups = parallel::Groups::simulated(
+      mesh, rank, parallel::SimulatedNetwork{options.link_gbps * 1e9, options.link_us * 1e-6});
+  TrainingWorkload work(models::ModelConfig::load(options.model), nullptr,
+                        options.step.training(mesh.ranks()), groups, Device::meta);
+  reset_memory_peaks(Device::meta);
   for (int step = 0; step < 2; ++step) work.step();
   stream.virtual_seconds = 0;
+  groups.reset_clocks();
   work.step();
-  return {memory_stats(Device::meta).peak_reserved, stream.virtual_seconds};
+  Prediction p{memory_stats(Device::meta).peak_reserved, stream.virtual_seconds};
+  for (int axis = 0; axis < parallel::kAxes; ++axis)
+    p.exposed_seconds += groups.time(static_cast<parallel::Axis>(axis)).exposed_seconds;
+  return p;
 }
 
 // One step that tries algorithms of every product, and the file that later runs read.
@@ -102,18 +102,17 @@ void tune(const Context& context, Device device, TrainingWorkload& work) {
 void train(const Options& options, Context& context) {
   require(options.steps >= 1, "--steps is {}: give at least 1", options.steps);
   const Device device = context.use_device();
-  const auto gpus = device == Device::cuda ? parallel::nccl_communicator(context.ranks()) : nullptr;
-  parallel::Communicator& ranks = gpus ? *gpus : context.ranks();
-  const Ceilings roof = measure_ceilings(device, parse_dtype(options.dtype));
-  reset_memory_peaks(device);
-  const Prediction predicted = predict(options, device, roof);
-  const auto model = workload_model(options.model, parse_dtype(options.dtype), true, device);
+  const parallel::Mesh mesh = options.step.mesh(context.ranks().size());
+  const auto groups = context.groups(mesh, device);
+  const Ceilings roof = measure_ceilings(device, parse_dtype(options.step.dtype));
+  const Prediction predicted = predict(options, mesh, context.ranks().rank(), device, roof);
+  const models::ModelConfig config = models::ModelConfig::load(options.model);
   const std::int64_t free_before = device == Device::cuda ? cuda::device_memory().total : 0;
-  TrainingWorkload work(*model, options.training(), ranks);
+  TrainingWorkload work(config, nullptr, options.step.training(mesh.ranks()), *groups, device);
+  reset_memory_peaks(device);
   if (options.tune) tune(context, device, work);
   const double seconds = median(step_seconds(device, options.steps, [&] { work.step(); }));
-  const double flops =
-      model->config().train_flops_per_token(options.sequence_length) * static_cast<double>(work.tokens());
+  const double flops = config.train_flops_per_token(options.step.sequence_length) * work.tokens();
   const double share = flops / seconds / roof.flops_per_s;
   const std::int64_t peak = memory_stats(device).peak_reserved;
   const std::int64_t resident =
@@ -121,24 +120,27 @@ void train(const Options& options, Context& context) {
   const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
   context.emit(
       {{"step_seconds", seconds},
-       {"tokens_per_s", static_cast<double>(work.tokens()) / seconds},
+       {"tokens_per_s", work.tokens() / seconds},
        {"flops_per_s", flops / seconds},
        {"limit_share", share},
        {"matmul_flops_per_s", roof.flops_per_s},
        {"ranks", context.ranks().size()},
-       {"work_seconds", predicted.seconds},
+       {"layout", mesh.describe()},
+       {"predicted_seconds", predicted.seconds},
+       {"predicted_exposed_seconds", predicted.exposed_seconds},
        {"peak_bytes", peak},
        {"resident_bytes", resident},
        {"predicted_bytes", predicted.bytes}},
       fmt::format(
-          "training step of {}, {} x {} tokens{}, {}, {} rank(s), median of {}: {:.1f} ms, {:.0f} tokens/s a "
+          "training step of {}, {} x {} tokens{}, {}, {}, median of {}: {:.1f} ms, {:.0f} tokens/s a "
           "rank, "
-          "{:.1f} GFLOP/s (6N + 6LdT a token) = {:.1f}% of matmul; the step's own work needs {:.1f} ms at "
-          "the limits\n"
+          "{:.1f} GFLOP/s (6N + 6LdT a token) = {:.1f}% of matmul; rank 0's own work and messages need "
+          "{:.1f} "
+          "ms at the limits\n"
           "peak memory {:.0f} MiB in tensors, {:.0f} MiB resident; {:.0f} MiB predicted on meta\n{}\n",
-          options.model, options.batch, options.sequence_length,
-          options.accumulate > 1 ? fmt::format(" x {} accumulated", options.accumulate) : "", options.dtype,
-          context.ranks().size(), options.steps, seconds * 1e3, static_cast<double>(work.tokens()) / seconds,
+          options.model, options.step.batch, options.step.sequence_length,
+          options.step.accumulate > 1 ? fmt::format(" x {} accumulated", options.step.accumulate) : "",
+          options.step.dtype, mesh.describe(), options.steps, seconds * 1e3, work.tokens() / seconds,
           flops / seconds / 1e9, 100 * share, predicted.seconds * 1e3, mib(peak), mib(resident),
           mib(predicted.bytes), machine(device, roof)));
   if (context.is_root() && !context.json) std::fputs(memory_report(memory_stats(device)).c_str(), stdout);
@@ -147,8 +149,8 @@ void train(const Options& options, Context& context) {
 void decode(const Options& options, Context& context) {
   require(options.steps >= 1, "--steps is {}: give at least 1", options.steps);
   const Device device = context.use_device();
-  const Ceilings roof = measure_ceilings(device, parse_dtype(options.dtype));
-  const auto model = workload_model(options.model, parse_dtype(options.dtype), true, device);
+  const Ceilings roof = measure_ceilings(device, parse_dtype(options.step.dtype));
+  const auto model = workload_model(options.model, parse_dtype(options.step.dtype), true, device);
   DecodingWorkload work(*model, options.prompt, options.prompt + options.steps + 6);
   const double seconds = median(step_seconds(device, options.steps, [&] { work.step(); }));
   const double rate = work.bytes_per_step() / seconds;
@@ -161,16 +163,16 @@ void decode(const Options& options, Context& context) {
                fmt::format("decoding of {}, batch 1, {}, median of {}: {:.2f} ms a token, {:.1f} tokens/s, "
                            "{:.1f} GB/s = {:.1f}% of "
                            "read bandwidth\n{}\n",
-                           options.model, options.dtype, options.steps, seconds * 1e3, 1 / seconds,
+                           options.model, options.step.dtype, options.steps, seconds * 1e3, 1 / seconds,
                            rate / 1e9, 100 * rate / roof.read_bytes_per_s, machine(device, roof)));
 }
 
 Command add_workload(const Command& bench, Options& options, const char* name, const char* what,
                      const char* dtype) {
   const Command command = bench.add(name, what);
-  options.dtype = dtype;
+  options.step.dtype = dtype;
   command.required("--model", options.model, "Folder with config.json; weights are random");
-  command.option("--dtype", options.dtype, "f32 or bf16");
+  command.option("--dtype", options.step.dtype, "f32 or bf16");
   command.option("--steps", options.steps, "Steps after two to warm up");
   return command;
 }
@@ -187,17 +189,11 @@ void add_bench(const Command& app, Context& context) {
   kernels.run([each, &context] { bench_kernels(*each, context); });
   auto training = std::make_shared<Options>();
   const Command steps = add_workload(bench, *training, "train", "A training step, all weights, AdamW", "f32");
-  steps.option("--batch", training->batch, "Sequences of a micro-batch");
-  steps.option("--sequence-length", training->sequence_length, "Tokens of a sequence");
-  steps.option("--accumulate", training->accumulate, "Micro-batches of a step");
-  steps.option("--recompute", training->recompute, "none, selective or blocks");
-  steps.option("--moments", training->moments, "f32 or bf16");
+  training->step.add_to(steps);
+  steps.option("--link-gbps", training->link_gbps, "Predicted network: GB/s of a rank's link, each way");
+  steps.option("--link-us", training->link_us, "Predicted network: microseconds of a message");
   steps.flag("--tune", training->tune,
              "First measure the algorithms of every product and keep the fastest, for later runs too");
-  steps.flag("--any-order", training->any_order,
-             "Attention's gradients summed in any order: faster, other bits each time");
-  steps.option("--lora-rank", training->lora_rank,
-               "Train adapters of this rank on all linear layers; 0: all weights");
   steps.run([training, &context] { train(*training, context); });
   auto decoding = std::make_shared<Options>();
   decoding->steps = 50;

@@ -4,9 +4,9 @@
 #include "core/base/profiler.h"
 #include "core/base/threads.h"
 #include "core/io/perfetto.h"
+#include "launch/bench_layout.h"
 #include "launch/ceilings.h"
 #include "launch/context.h"
-#include "launch/parallelize.h"
 #include "launch/workloads.h"
 
 namespace ridge {
@@ -14,17 +14,10 @@ namespace {
 
 struct Options {
   std::string model;
-  std::string dtype = "f32";
   std::string trace = "profile.pftrace";
-  std::int64_t batch = 1, sequence_length = 512, prompt = 32, steps = 0;
-  std::int64_t accumulate = 1, lora_rank = 0;
-  std::string recompute = "none", moments = "f32";
-  bool train = false, generate = false, any_order = false;
-
-  TrainingOptions training() const {
-    return {batch,      sequence_length, accumulate, parse_recompute(recompute), parse_dtype(moments),
-            !any_order, lora_rank};
-  }
+  std::int64_t prompt = 32, steps = 0;
+  bool train = false, generate = false;
+  StepOptions step;
 };
 
 using Clock = std::chrono::steady_clock;
@@ -76,34 +69,38 @@ std::vector<JsonObject> rows_json(const std::vector<OpSummary>& ops, const Ceili
   return rows;
 }
 
-double run_workload(const Options& options, Device device, Profiler& profiler) {
-  const auto model = workload_model(options.model, parse_dtype(options.dtype), false, device);
+double run_workload(const Options& options, const Context& context, Device device, Profiler& profiler) {
   if (options.generate) {
+    const auto model = workload_model(options.model, parse_dtype(options.step.dtype), false, device);
     const std::int64_t steps = options.steps > 0 ? options.steps : 64;
     DecodingWorkload work(*model, options.prompt, options.prompt + steps + 1);
     return profiled(device, profiler, steps, [&] { work.step(); });
   }
-  const auto alone = parallel::self_communicator();
-  TrainingWorkload work(*model, options.training(), *alone);
+  const parallel::Mesh mesh = options.step.mesh(context.ranks().size());
+  const auto groups = context.groups(mesh, device);
+  const auto weights =
+      has_weights(options.model) ? std::make_unique<models::ModelWeights>(options.model) : nullptr;
+  TrainingWorkload work(weights ? weights->config() : models::ModelConfig::load(options.model), weights.get(),
+                        options.step.training(mesh.ranks()), *groups, device);
   return profiled(device, profiler, options.steps > 0 ? options.steps : 5, [&] { work.step(); });
 }
 
 void run(const Options& options, Context& context) {
   require(!(options.train && options.generate), "profile: give --train or --generate, not both");
-  require(options.dtype == "f32" || options.dtype == "bf16", "--dtype {} is unknown: use f32 or bf16",
-          options.dtype);
+  require(options.step.dtype == "f32" || options.step.dtype == "bf16",
+          "--dtype {} is unknown: use f32 or bf16", options.step.dtype);
   const Device device = context.use_device();
-  const Ceilings roof = measure_ceilings(device, parse_dtype(options.dtype));
+  const Ceilings roof = measure_ceilings(device, parse_dtype(options.step.dtype));
   Profiler profiler;
-  const double wall = run_workload(options, device, profiler);
-  write_trace(profiler, options.trace);
+  const double wall = run_workload(options, context, device, profiler);
+  if (context.is_root()) write_trace(profiler, options.trace);
   const auto ops = profiler.summary();
   std::string text = fmt::format(
       "{} of {} on {}, {}\nlimits: {:.1f} GFLOP/s matmul, {:.1f} GB/s read, {:.1f} GB/s copy\n\n",
       options.generate ? "decoding" : "training", options.model,
       device == Device::cuda ? cuda_devices().at(static_cast<std::size_t>(cuda::selected_device()))
                              : fmt::format("{} thread(s)", thread_count()),
-      options.dtype, roof.flops_per_s / 1e9, roof.read_bytes_per_s / 1e9, roof.copy_bytes_per_s / 1e9);
+      options.step.dtype, roof.flops_per_s / 1e9, roof.read_bytes_per_s / 1e9, roof.copy_bytes_per_s / 1e9);
   text += roofline_table(ops, roof, wall);
   text += fmt::format("trace: {} (open it in ui.perfetto.dev)\n", options.trace);
   JsonObject json{{"wall_seconds", wall},
@@ -124,14 +121,9 @@ void add_profile(const Command& app, Context& context) {
                    "Hugging Face folder; one with config.json alone gets random weights");
   command.flag("--train", options->train, "Training steps (default)");
   command.flag("--generate", options->generate, "Decoding steps");
-  command.option("--dtype", options->dtype, "f32 or bf16");
-  command.option("--batch", options->batch, "Training: sequences of a step");
-  command.option("--sequence-length", options->sequence_length, "Training: tokens of a sequence");
-  command.option("--accumulate", options->accumulate, "Training: micro-batches of a step");
-  command.option("--recompute", options->recompute, "Training: none, selective or blocks");
-  command.option("--moments", options->moments, "Training: f32 or bf16");
-  command.flag("--any-order", options->any_order, "Training: attention's gradients summed in any order");
-  command.option("--lora-rank", options->lora_rank, "Training: adapters of this rank; 0: all weights");
+  command.option("--dtype", options->step.dtype, "f32 or bf16");
+  options->step.batch = 1;
+  options->step.add_to(command);
   command.option("--prompt", options->prompt, "Decoding: tokens before the first step");
   command.option("--steps", options->steps, "Steps to profile; default: 5 of training, 64 of decoding");
   command.option("--trace", options->trace, "Perfetto trace to write");

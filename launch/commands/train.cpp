@@ -4,11 +4,12 @@
 #include "core/base/memory.h"
 #include "core/base/threads.h"
 #include "launch/ceilings.h"
+#include "launch/check_layout.h"
 #include "launch/context.h"
 #include "launch/run_config.h"
 #include "launch/run_config.pb.h"
 #include "launch/train_loop.h"
-#include "parallel/nccl_communicator.h"
+#include "launch/training_setup.h"
 
 namespace ridge {
 namespace {
@@ -21,10 +22,10 @@ struct Options {
 void run(const Options& options, Context& context) {
   config::RunConfig run = load_run_config(options.config, options.overrides);
   for (const std::string& note : resolve(run, context.ranks().size())) context.note(note);
+  check_layout(run, model_config(run));
   const Device device = context.use_device(run.device());
-  const auto gpus = device == Device::cuda ? parallel::nccl_communicator(context.ranks()) : nullptr;
-  parallel::Communicator& ranks = gpus ? *gpus : context.ranks();
-  ranks.barrier();
+  const std::unique_ptr<parallel::Groups> groups = context.groups(mesh_of(run), device);
+  groups->world().barrier();
   const Ceilings roof = measure_ceilings(device, parse_dtype(run.train().precision()));
   reset_memory_peaks(device);
   const std::string place = device == Device::cuda
@@ -33,7 +34,7 @@ void run(const Options& options, Context& context) {
   context.note(fmt::format("{} rank(s) of {}; a rank's limits: {:.0f} GFLOP/s, {:.1f} GB/s read",
                            context.ranks().size(), place, roof.flops_per_s / 1e9,
                            roof.read_bytes_per_s / 1e9));
-  const TrainResult result = train(run, ranks, device, roof);
+  const TrainResult result = train(run, *groups, device, roof);
   context.emit(
       {{"steps", result.steps},
        {"loss", result.final_loss},
