@@ -2,6 +2,7 @@
 
 #include "core/ops/elementwise.h"
 #include "parallel/parallel_linear.h"
+#include "parallel/simulated_communicator.h"
 #include "tests/parallel/tensor_parallel_run.h"
 
 namespace ridge::test {
@@ -150,6 +151,30 @@ TEST_P(TensorParallel, StagesOfAModel) {
       EXPECT_NEAR(loss.item(), want.loss, 1e-10);
     });
   }
+}
+
+// A step on meta sends what the plan says: sums of [B, T, C] after the embedding and the rows of each block,
+// those of gradients before the columns and the output layer, and three statistics a token.
+TEST_P(TensorParallel, StepsOnMetaCountWhatIsSent) {
+  const TpCase c;
+  const int P = GetParam();
+  for (const bool sequence_parallel : {false, true}) {
+    parallel::SimulatedCommunicator tp({1e9, 1e-6}, P, P - 1);
+    models::Llama model(c.config, c.dtype, Device::meta);
+    parallel::apply_tensor_parallel(model, tp, {sequence_parallel, 2});
+    for (const nn::Parameter& p : model.parameters()) autograd::set_requires_grad(*p.value, true);
+    const Tensor ids = Tensor::empty({c.batch, c.tokens}, DType::i32, Device::meta);
+    autograd::backward(model.loss(ids, ids, 1));
+    const double rows = static_cast<double>(c.batch * c.tokens), others = (P - 1.0) / P;
+    const double activations = others * 8 * rows * static_cast<double>(c.config.hidden_size);
+    const double statistics = others * 8 * 3 * P * rows, L = static_cast<double>(c.config.layers);
+    // All-reduces move each byte twice. Cut sequences are gathered and scattered in their place, the output
+    // layer's input too, the inputs of columns once more for their weights.
+    const double moves = sequence_parallel ? 10 * L + 4 : 2 * (4 * L + 2);
+    EXPECT_NEAR(tp.time().bytes, moves * activations + statistics, 1e-6);
+    EXPECT_GT(tp.time().busy_seconds, 0);
+  }
+  current_stream(Device::meta).virtual_seconds = 0;
 }
 
 // Remembers the mask that dropout gives it.
