@@ -16,6 +16,13 @@ TEST(Mpi, CollectivesOfProcesses) {
   test::expect_ranks_pass(3, "MpiRanks.*");
 }
 
+// Where the receiver cannot read the sender's memory, both have to work on a large message.
+TEST(Mpi, MessagesThatTakeBothEnds) {
+  if (launched_by_mpi()) GTEST_SKIP() << "this is a rank already";
+  test::expect_ranks_pass(3, "MpiRanks.*Message*:MpiRanks.*Send*",
+                          {"OMPI_MCA_btl_vader_single_copy_mechanism=none"});
+}
+
 class MpiRanks : public ::testing::Test {
  protected:
   void SetUp() override {

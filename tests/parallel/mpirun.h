@@ -6,6 +6,8 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "launch/environment.h"
 #include "parallel/mpi_communicator.h"
@@ -30,11 +32,14 @@ class MpiProcess final : public ::testing::Environment {
 inline MpiProcess& mpi_process =
     *static_cast<MpiProcess*>(::testing::AddGlobalTestEnvironment(new MpiProcess));
 
-/// Runs the tests that match `filter` as `ranks` ranks; killed after a minute and a half.
-inline Outcome run_tests_as_ranks(int ranks, const std::string& filter) {
+/// Runs the tests that match `filter` as `ranks` ranks, with `variables` ("NAME=value"); killed after a
+/// minute and a half.
+inline Outcome run_tests_as_ranks(int ranks, const std::string& filter,
+                                  std::vector<std::string> variables = {}) {
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
   RunOptions options;
   options.ranks = ranks;
+  options.variables = std::move(variables);
   Process process(
       {"mpirun", "--oversubscribe", "-np", std::to_string(ranks), self, "--gtest_filter=" + filter},
       with_launcher_variables(options));
@@ -45,8 +50,8 @@ inline Outcome run_tests_as_ranks(int ranks, const std::string& filter) {
 }
 
 /// Runs them and expects that every rank passes, and skips nothing.
-inline void expect_ranks_pass(int ranks, const std::string& filter) {
-  const Outcome outcome = run_tests_as_ranks(ranks, filter);
+inline void expect_ranks_pass(int ranks, const std::string& filter, std::vector<std::string> variables = {}) {
+  const Outcome outcome = run_tests_as_ranks(ranks, filter, std::move(variables));
   EXPECT_EQ(outcome.exit_code, 0) << outcome.out << outcome.err;
   EXPECT_EQ(outcome.out.find("SKIPPED"), std::string::npos) << outcome.out;
   EXPECT_NE(outcome.out.find("PASSED"), std::string::npos) << outcome.out;
