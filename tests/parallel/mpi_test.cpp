@@ -68,12 +68,14 @@ TEST_F(MpiRanks, Split) {
 
 TEST_F(MpiRanks, ALargeMessageMovesWhileItsSenderIsBusyElsewhere) {
   std::vector<float> mine(1 << 22, static_cast<float>(ranks().rank())), got(1 << 22, -1);
+  ranks().barrier();
   const auto begin = std::chrono::steady_clock::now();
   if (ranks().rank() == 0) {
     ranks().exchange({ranks().send_to(1, std::span(mine))});
     std::this_thread::sleep_for(std::chrono::seconds(2));
   }
   if (ranks().rank() == 1) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));  // until the sender is away
     ranks().exchange({ranks().receive_from(0, std::span(got))});
     EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(1500));
     EXPECT_EQ(got, std::vector<float>(1 << 22, 0));
