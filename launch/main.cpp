@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kUserError = 1;
 constexpr int kBug = 2;
+constexpr auto kHeadStart = std::chrono::seconds(3);  // to end ranks of other hosts can take more than one
 
 // The cores of this host, shared among its ranks, unless the launcher has bound this one to some.
 void choose_threads(const ridge::parallel::MpiSession& mpi) {
@@ -32,7 +33,7 @@ int report(ridge::parallel::MpiSession& mpi, const char* kind, const char* what,
     std::fprintf(stderr, "ridge: %s%s\n", kind, what);
     return code;
   }
-  if (ranks.rank() != 0) std::this_thread::sleep_for(std::chrono::seconds(1));
+  if (ranks.rank() != 0) std::this_thread::sleep_for(kHeadStart);
   std::fprintf(stderr, "ridge: [rank %d of %d] %s%s\n", ranks.rank(), ranks.size(), kind, what);
   std::fflush(stderr);
   ranks.abort(what, code);
