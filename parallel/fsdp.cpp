@@ -1,8 +1,5 @@
 #include "parallel/fsdp.h"
 
-#include <algorithm>
-#include <map>
-
 #include "core/base/error.h"
 
 namespace ridge::parallel {
@@ -54,6 +51,14 @@ void Fsdp::write(const std::string& name, const Tensor& local) {
   fail("parameter {} is not held here", name);
 }
 
+std::map<std::string, Placement> Fsdp::placements() const {
+  std::map<std::string, Placement> all;
+  for (const auto& unit : units_) {
+    for (const HeldParameter& p : unit->parameters) all[p.name] = p.placement;
+  }
+  return all;
+}
+
 void Fsdp::gather(std::size_t unit) {
   for (const auto& group : units_.at(unit)->groups) group->start_gather();
 }
@@ -78,14 +83,15 @@ bool Fsdp::freed_after_forward(std::size_t unit) const {
 }
 
 Tensor Fsdp::leave(std::size_t unit, const Tensor& y) {
+  const bool loss = autograd::grad_enabled() && y.requires_grad() && y.numel() == 1;
+  if (loss) {  // its backward pass is next
+    for (const auto& group : units_[unit]->groups) group->prepare_gradients();
+    return y;
+  }
   if (freed_after_forward(unit)) {
     for (const auto& group : units_[unit]->groups) group->drop_parameters();
   }
   if (!autograd::grad_enabled() || !y.requires_grad()) return y;
-  if (y.numel() == 1) {  // the loss: its backward pass is next
-    for (const auto& group : units_[unit]->groups) group->prepare_gradients();
-    return y;
-  }
   return autograd::when_backward(y, [this, unit] { before_backward(unit); });
 }
 

@@ -5,6 +5,7 @@
 // a unit are summed and scattered as soon as its backward pass is done, while the next one runs.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,8 +28,10 @@ class Fsdp final : public nn::UnitObserver {
 
   /// Local values of a held parameter, of any dtype and device.
   void write(const std::string& name, const Tensor& local);
-  /// Before the first use after write(): what this rank owns is what others see.
   const std::vector<OwnedPiece*>& pieces() const { return pieces_; }
+
+  /// By name.
+  std::map<std::string, Placement> placements() const;
 
   /// Before a micro-batch: whether it is the step's last.
   void begin(bool last);

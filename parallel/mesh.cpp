@@ -70,4 +70,14 @@ std::string Mesh::describe() const {
   return text.empty() ? "1 rank" : text;
 }
 
+std::string Mesh::describe(int rank) const {
+  const Coordinates place = coordinates(rank);
+  std::string text;
+  for (std::size_t a = 0; a < kAxes; ++a) {
+    if (sizes_[a] > 1)
+      text += fmt::format("{}{} {}", text.empty() ? "" : ", ", name_of(static_cast<Axis>(a)), place[a]);
+  }
+  return text.empty() ? "alone" : text;
+}
+
 }  // namespace ridge::parallel

@@ -34,6 +34,8 @@ class Mesh {
   int data_rank(int rank) const;
   /// "replicate 2 x shard 4", or "1 rank".
   std::string describe() const;
+  /// A rank's coordinates on the axes that have more than one: "shard 1, tp 0", or "alone".
+  std::string describe(int rank) const;
 
  private:
   Coordinates sizes_;
