@@ -101,7 +101,10 @@ std::vector<HostPiece> without_empty(std::vector<HostPiece> pieces) {
 std::string first_failure(const std::string& folder, int ranks) {
   for (int rank = 0; rank < ranks; ++rank) {
     const std::string path = folder + "/" + failure_file(rank);
-    if (fs::exists(path)) return fmt::format("rank {}: {}", rank, read_text_file(path, kMostFailureBytes));
+    if (!fs::exists(path)) continue;
+    const std::string reason = read_text_file(path, kMostFailureBytes);
+    return fmt::format("rank {}: {}", rank,
+                       reason.empty() ? "could not write its part, nor why: is the disk full?" : reason);
   }
   return {};
 }
@@ -206,9 +209,11 @@ void leave_part(const std::string& folder, int rank, const CheckpointManifest& p
 }
 
 void leave_failure(const std::string& folder, int rank, const std::string& reason) noexcept {
+  const std::string path = folder + "/" + failure_file(rank);
   try {
-    write_file_atomically(folder + "/" + failure_file(rank), reason);
-  } catch (const std::exception&) {  // a full disk, too: rank 0 runs into its timeout
+    write_file_atomically(path, reason);
+  } catch (const std::exception&) {  // an empty file may do where the disk is full
+    const FileDescriptor fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
   }
 }
 

@@ -182,7 +182,8 @@ TEST_F(CheckpointTest, AManifestThatContradictsItselfIsRefused) {
       {"\nbox 0 ", "\nbox 0  ", "empty word"},
       {"\nbox 0 ", "\nbax 0 ", "bax"},
       {"\"step\":12", "\"step\":-12", "below zero"},
-      {"\"step\":12", "\"step\":\"x\"", "state"}};
+      {"\"step\":12", "\"step\":12.5", "no whole number"},
+      {"\"weights_only\":false", "\"weights_only\":7", "state"}};
   for (const auto& [from, to, part] : changes) {
     std::string changed = body;
     const std::size_t at = changed.find(from);

@@ -187,6 +187,25 @@ TEST_F(CheckpointWriterTest, AFolderThatCannotBeMadeIsAUsersMistake) {
   EXPECT_THROW(writer.finish(), UserError);
 }
 
+// A full disk takes no message, but the name of an empty file.
+TEST_F(CheckpointWriterTest, AFailureIsSeenOnAFullDisk) {
+  if (on_gpu()) GTEST_SKIP() << "a process that has used a GPU does not fork";
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::signal(SIGXFSZ, SIG_IGN);
+    const rlimit none{0, 0};
+    ::setrlimit(RLIMIT_FSIZE, &none);
+    leave_failure(folder_.path(), 1, "a reason");
+    ::_exit(0);
+  }
+  ::waitpid(child, nullptr, 0);
+  const StopFlag go_on{false};
+  const std::string error = message_of([&] { collect_parts(folder_.path(), 2, 60s, go_on); });
+  EXPECT_NE(error.find("rank 1: could not write"), std::string::npos) << error;
+  leave_failure(folder_.path(), 1, "a reason");
+  EXPECT_EQ(message_of([&] { collect_parts(folder_.path(), 2, 60s, go_on); }), "rank 1: a reason");
+}
+
 // A process that writes one checkpoint after another, killed at some moment of it.
 TEST_F(CheckpointWriterTest, AKillAtAnyMomentLeavesTheOlderCheckpoints) {
   if (on_gpu()) GTEST_SKIP() << "a process that has used a GPU does not fork";
