@@ -168,6 +168,33 @@ TEST(AtomicFolder, UncommittedIsRemoved) {
   EXPECT_EQ(folder.names(), std::vector<std::string>{"out"});
 }
 
+TEST(AtomicFolder, OneThatOthersBuiltIsAdopted) {
+  TemporaryFolder folder;
+  for (const bool commit : {true, false}) {
+    fs::create_directory(folder / "out.tmp-x");
+    test::write_text(folder / "out.tmp-x/part", "theirs");
+    AtomicFolder made = AtomicFolder::adopt(folder / "out", folder / "out.tmp-x");
+    EXPECT_EQ(made.path(), folder / "out.tmp-x");
+    if (commit) made.commit();
+  }
+  EXPECT_EQ(test::read_text(folder / "out/part"), "theirs");
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"out"}) << "what is not committed goes";
+}
+
+TEST(ReadFullyAt, FillsOrNamesTheEnd) {
+  TemporaryFolder folder;
+  test::write_text(folder / "a", "0123456789");
+  const FileDescriptor fd = open_for_reading(folder / "a");
+  EXPECT_EQ(size_of_file(fd, folder / "a"), 10u);
+  std::vector<std::byte> bytes(4);
+  read_fully_at(fd, 3, bytes, folder / "a");
+  EXPECT_EQ(as_text(bytes), "3456");
+  const std::string message = message_of([&] { read_fully_at(fd, 8, bytes, folder / "a"); });
+  expect_contains(message, folder / "a");
+  expect_contains(message, "ends at byte 10, wanted 4 bytes from 8");
+  expect_contains(message_of([&] { open_for_reading(folder / "b"); }), "No such file");
+}
+
 TEST(AtomicFolder, DoesNotReplaceAFile) {
   TemporaryFolder folder;
   test::write_text(folder / "f", "x");

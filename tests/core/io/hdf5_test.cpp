@@ -268,6 +268,31 @@ TEST(Hdf5, AFullDiskIsAnError) {
   expect_contains(message, "File too large");
 }
 
+TEST(Hdf5, WhatIsWrittenIntoReservedRoomIsRead) {
+  TemporaryFolder folder;
+  std::mt19937 rng(8);
+  const std::vector<std::vector<std::int64_t>> shapes{{3, 5}, {1}, {40'000, 3}, {7, 1, 2}};
+  std::vector<std::uint64_t> places;
+  std::vector<Bytes> wanted;
+  Hdf5File file = Hdf5File::create(folder / "a.h5");
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    places.push_back(file.reserve_dataset(fmt::format("/g/w{}", i), DType::f32, shapes[i]));
+    wanted.push_back(test::random_bytes(static_cast<std::size_t>(*element_count(shapes[i])) * 4, rng));
+  }
+  file.close();
+  std::fstream raw(folder / "a.h5", std::ios::in | std::ios::out | std::ios::binary);
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    EXPECT_LE(places[i] + wanted[i].size(), std::filesystem::file_size(folder / "a.h5")) << "room is there";
+    raw.seekp(static_cast<std::streamoff>(places[i]));
+    raw.write(reinterpret_cast<const char*>(wanted[i].data()),
+              static_cast<std::streamsize>(wanted[i].size()));
+  }
+  raw.close();
+  const Hdf5File again = Hdf5File::open(folder / "a.h5");
+  for (std::size_t i = 0; i < shapes.size(); ++i)
+    EXPECT_EQ(read(again, fmt::format("/g/w{}", i), DType::f32, shapes[i]), wanted[i]);
+}
+
 TEST(Hdf5, ThreadsTakeTurns) {
   TemporaryFolder folder;
   std::vector<std::thread> threads;
