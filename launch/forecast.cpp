@@ -3,25 +3,71 @@
 #include "core/base/cuda.h"
 #include "core/base/error.h"
 #include "core/base/profiler.h"
+#include "launch/pipeline_times.h"
 #include "launch/run_config.pb.h"
 #include "launch/training_setup.h"
 
 namespace ridge {
 namespace {
 
-void meta_step(ParallelModel& model, const config::RunConfig& run, optim::Optimizer& optimizer,
-               std::int64_t micro_batches) {
-  std::int64_t tokens = 0;
-  for (const auto& [begin, end] : model.token_ranges(run.data().sequence_length())) tokens += end - begin;
-  std::vector<Batch> batches;
-  for (std::int64_t m = 0; m < micro_batches; ++m) {
+// One rank of a run on meta, with clocks of its own.
+class MetaRank {
+ public:
+  MetaRank(const models::ModelConfig& config, const config::RunConfig& run, std::int64_t micro_batches,
+           int rank, const parallel::SimulatedNetwork& network)
+      : groups_(parallel::Groups::simulated(mesh_of(run), rank, network)),
+        model_(config, nullptr, parallel_options(run), groups_, Device::meta),
+        optimizer_(optim::make_optimizer(optimizer_options(run), model_.trained())) {
+    std::int64_t tokens = 0;
+    for (const auto& [begin, end] : model_.token_ranges(run.data().sequence_length())) tokens += end - begin;
     const Tensor ids = Tensor::empty({run.train().micro_batch(), tokens}, DType::i32, Device::meta);
-    batches.push_back({ids, ids});
+    batches_.assign(static_cast<std::size_t>(micro_batches), {ids, ids});
+    if (model_.pipeline() != nullptr) model_.pipeline()->measure(true);
   }
-  model.forward_backward(batches, 1, {});
-  optimizer.step(1e-3, {1.0, model.gradient_norm(), 1.0});
-  model.updated();
-  optim::clear_gradients(model.trained());
+
+  void step() {
+    model_.forward_backward(batches_, 1, {});
+    optimizer_->step(1e-3, {1.0, model_.gradient_norm(), 1.0});
+    model_.updated();
+    optim::clear_gradients(model_.trained());
+  }
+
+  // Of a step that begins with all clocks at 0.
+  double step_seconds() {
+    Stream& stream = current_stream(Device::meta);
+    stream.virtual_seconds = 0;
+    groups_.reset_clocks();
+    step();
+    return stream.virtual_seconds;
+  }
+
+  const parallel::Groups& groups() const { return groups_; }
+  const parallel::Pipeline* pipeline() { return model_.pipeline(); }
+
+ private:
+  parallel::Groups groups_;
+  ParallelModel model_;
+  std::unique_ptr<optim::Optimizer> optimizer_;
+  std::vector<Batch> batches_;
+};
+
+// The rank's own seconds, or where there is a pipeline those of all its stages.
+double pipeline_seconds(const models::ModelConfig& config, const config::RunConfig& run,
+                        std::int64_t micro_batches, const parallel::SimulatedNetwork& network,
+                        MetaRank& first, double first_seconds) {
+  if (first.pipeline() == nullptr) return first_seconds;
+  const parallel::Mesh mesh = mesh_of(run);
+  const ParallelOptions options = parallel_options(run);
+  PipelineForecast forecast(pipeline_shape(options, mesh, micro_batches));
+  forecast.add(*first.pipeline(), first_seconds);
+  for (const int rank : mesh.group(0, {parallel::Axis::pp})) {
+    if (rank == 0) continue;
+    MetaRank other(config, run, micro_batches, rank, network);
+    const double seconds = other.step_seconds();
+    forecast.add(*other.pipeline(), seconds);
+  }
+  const std::int64_t tokens = run.train().micro_batch() * run.data().sequence_length();
+  return forecast.step_seconds(network, message_bytes(options, mesh, tokens, config.hidden_size));
 }
 
 }  // namespace
@@ -31,26 +77,22 @@ Forecast forecast_training(const models::ModelConfig& config, const config::RunC
                            const parallel::SimulatedNetwork& network) {
   Stream& stream = current_stream(Device::meta);
   stream.meta_device = device;
-  parallel::Groups groups = parallel::Groups::simulated(mesh_of(run), 0, network);
-  ParallelModel model(config, nullptr, parallel_options(run), groups, Device::meta);
-  const auto optimizer = optim::make_optimizer(optimizer_options(run), model.trained());
+  MetaRank rank(config, run, micro_batches, 0, network);
   reset_memory_peaks(Device::meta);
   stream.meta_ceilings = roof;
-  meta_step(model, run, *optimizer, micro_batches);
-  stream.virtual_seconds = 0;
-  groups.reset_clocks();
+  rank.step();
   Profiler profiler;
+  Forecast forecast;
   {
     const ProfilerScope scope(stream, &profiler);
-    meta_step(model, run, *optimizer, micro_batches);
+    forecast.step_seconds = rank.step_seconds();
   }
-  Forecast forecast;
-  forecast.step_seconds = stream.virtual_seconds;
   for (int axis = 0; axis < parallel::kAxes; ++axis)
-    forecast.exposed_seconds += groups.time(static_cast<parallel::Axis>(axis)).exposed_seconds;
+    forecast.exposed_seconds += rank.groups().time(static_cast<parallel::Axis>(axis)).exposed_seconds;
   for (const LaunchRecord& record : profiler.records()) forecast.step_flops += record.flops;
   forecast.memory = memory_stats(Device::meta);
   forecast.peak_bytes = forecast.memory.peak_reserved;
+  forecast.step_seconds = pipeline_seconds(config, run, micro_batches, network, rank, forecast.step_seconds);
   return forecast;
 }
 

@@ -67,9 +67,11 @@ TrainingWorkload::TrainingWorkload(const models::ModelConfig& config, const mode
 
 double TrainingWorkload::tokens() const { return 1.0 / scale_ / model_->groups().mesh().ranks(); }
 
-void TrainingWorkload::step() {
+void TrainingWorkload::step(const std::function<void()>& before_update) {
   model_->forward_backward(batches_, scale_, {});
-  optimizer_->step(1e-4, {1.0, model_->gradient_norm(), 1.0});
+  const Tensor norm = model_->gradient_norm();
+  if (before_update) before_update();
+  optimizer_->step(1e-4, {1.0, norm, 1.0});
   model_->updated();
   optim::clear_gradients(model_->trained());
 }

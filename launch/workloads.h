@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -34,11 +35,12 @@ class TrainingWorkload {
   /// `weights` null: random ones.
   TrainingWorkload(const models::ModelConfig& config, const models::ModelWeights* weights,
                    const TrainingOptions& options, parallel::Groups& groups, Device device);
-  /// Queued on a GPU: the host does not wait.
-  void step();
+  /// Queued on a GPU: the host does not wait. `before_update` is called when all gradients are there.
+  void step(const std::function<void()>& before_update = {});
   /// Of one rank and step: those of all ranks, divided by the ranks.
   double tokens() const;
   ParallelModel& model() { return *model_; }
+  optim::Optimizer& optimizer() { return *optimizer_; }
 
  private:
   TrainingOptions options_;
