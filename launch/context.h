@@ -37,6 +37,10 @@ class Context {
   parallel::MpiSession& mpi_;
 };
 
+/// Throws a UserError with both versions where a rank runs another program, with which the others would hang.
+/// Collective; `mine` is this rank's version, below 64 letters.
+void require_one_program(parallel::Communicator& ranks, const std::string& mine);
+
 /// Each adds its command; the callback runs it.
 void add_info(const Command& app, Context& context);
 void add_tokenize(const Command& app, Context& context);

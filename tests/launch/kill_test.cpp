@@ -7,6 +7,8 @@
 #include <random>
 #include <thread>
 
+#include "launch/checkpoint_manifest.h"
+#include "launch/context.h"
 #include "tests/launch/train_helpers.h"
 
 namespace ridge {
@@ -372,6 +374,39 @@ TEST_F(DamagedCheckpoint, IsNamedInOneLine) {
   fs::remove_all(folder_of_step_);
   EXPECT_NE(must_run(command("out", again_), {.ranks = 2}).err.find("resumed after step 0"),
             std::string::npos);
+}
+
+// What `body` says.
+template <class Body>
+std::string complaint_of(const Body& body) {
+  try {
+    body();
+  } catch (const UserError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(MixedPrograms, AreRefusedBeforeTheFirstStep) {
+  const auto start = [](const std::string& last) {
+    return complaint_of([&] {
+      parallel::run_ranks(3, [&](parallel::Communicator& ranks) {
+        require_one_program(ranks, ranks.rank() == 2 ? last : "1.2.3");
+      });
+    });
+  };
+  EXPECT_EQ(start("1.2.3"), "");
+  EXPECT_EQ(start("1.2.30"),
+            "rank 0 runs ridge 1.2.3 and rank 2 runs ridge 1.2.30: start all of them with the same program");
+}
+
+TEST(MixedPrograms, MakeNoCheckpoint) {
+  std::vector<CheckpointManifest> parts(2);
+  parts[0].program = "1.2.3";
+  parts[1].program = "1.2.4";
+  const std::string found = complaint_of([&] { join_manifests(parts); });
+  for (const char* part : {"ridge 1.2.3", "ridge 1.2.4"})
+    EXPECT_NE(found.find(part), std::string::npos) << found;
 }
 
 }  // namespace
