@@ -32,6 +32,11 @@ int& passes() {
   return under_way;
 }
 
+bool& early() {
+  static thread_local bool on = false;
+  return on;
+}
+
 DeferWeightGradients::Queue*& deferred() {
   static thread_local DeferWeightGradients::Queue* queue = nullptr;
   return queue;
@@ -297,6 +302,15 @@ void Leaf::accumulate(Tensor dy) {
     if (!own) grad.copy_from(dy);
     grad.storage()->retag(Purpose::gradients);
   }
+}
+
+EarlyGradientsScope::EarlyGradientsScope() : before_(early()) { early() = true; }
+EarlyGradientsScope::~EarlyGradientsScope() { early() = before_; }
+
+std::optional<GradSink> take_early(const Edge& input) {
+  auto* leaf = early() && grad_enabled() ? dynamic_cast<Leaf*>(input.node.get()) : nullptr;
+  const bool there = leaf != nullptr && leaf->buffer.defined() && !leaf->buffer.storage()->dropped();
+  return there ? std::optional(leaf->open()) : std::nullopt;
 }
 
 bool in_backward() { return passes() > 0; }

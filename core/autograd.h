@@ -135,6 +135,21 @@ void backward(const Tensor& root, const Tensor& dy = {});
 /// Gradients of `root` at the tensors that made `inputs`; leaves that are not among these collect theirs.
 Grads gradients(const Tensor& root, const Tensor& dy, const std::vector<Edge>& inputs);
 
+/// For a scope of forward passes whose backward passes are sure to follow, from a root with gradient 1: an op
+/// that makes a leaf's gradient in its forward pass puts it there at once.
+class EarlyGradientsScope {
+ public:
+  EarlyGradientsScope();
+  ~EarlyGradientsScope();
+  EarlyGradientsScope(const EarlyGradientsScope&) = delete;
+  EarlyGradientsScope& operator=(const EarlyGradientsScope&) = delete;
+
+ private:
+  bool before_;
+};
+/// In such a scope: the gradient memory of a leaf that has some. Once taken, the op must fill it.
+std::optional<GradSink> take_early(const Edge& input);
+
 /// Whether a backward pass is under way on this thread.
 bool in_backward();
 
@@ -247,12 +262,14 @@ class PairNode final : public Node {
 
 }  // namespace detail
 
-/// Runs an op, and puts it on the tape if any input wants a gradient. An op with `prepare(needs)` is told
-/// before `forward` which inputs will; none where nothing is recorded.
+/// Runs an op, and puts it on the tape if any input wants a gradient. An op with `prepare(needs)`, or
+/// `prepare(needs, edges)`, is told before `forward` which inputs will; none where nothing is recorded.
 template <class Op, class... Inputs>
 Tensor apply(Op op, const Inputs&... inputs) {
   const bool record = grad_enabled() && (inputs.requires_grad() || ...);
   if constexpr (requires { op.prepare(Needs{}); }) op.prepare(Needs{(record && inputs.requires_grad())...});
+  if constexpr (requires { op.prepare(Needs{}, std::vector<Edge>{}); })
+    op.prepare(Needs{(record && inputs.requires_grad())...}, std::vector<Edge>{inputs.edge()...});
   Tensor y;
   {
     const NoGradScope no_grad;

@@ -262,6 +262,7 @@ parallel::PipelineWork ParallelModel::work(const std::vector<Batch>& batches, do
 Tensor ParallelModel::forward_backward(const std::vector<Batch>& batches, double scale,
                                        const std::function<void(std::size_t)>& before) {
   const Tensor sum = Tensor::zeros({1}, DType::f64, device_);
+  const autograd::EarlyGradientsScope early;
   if (pipeline_) {
     fsdp_->begin(true);
     const auto losses = pipeline_->run(static_cast<int>(batches.size()), work(batches, scale, before));
@@ -286,7 +287,8 @@ double ParallelModel::evaluate(const std::vector<Batch>& batches) {
   if (pipeline_) {
     losses = pipeline_->evaluate(static_cast<int>(batches.size()), work(batches, 1, {}));
   } else {
-    for (const Batch& batch : batches) losses.push_back(sum_of(model_->token_losses(batch.ids, batch.targets)));
+    for (const Batch& batch : batches)
+      losses.push_back(sum_of(model_->token_losses(batch.ids, batch.targets)));
   }
   double sum = 0;
   for (const Tensor& loss : losses) {

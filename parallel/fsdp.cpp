@@ -73,6 +73,10 @@ Tensor Fsdp::enter(std::size_t unit, const Tensor& x) {
   gather(unit);
   for (const auto& group : units_[unit]->groups) group->wait_gather();
   prefetch(unit, !autograd::in_backward());
+  // The output layer may make its gradients in the forward pass.
+  if (unit + 1 == units_.size() && autograd::grad_enabled()) {
+    for (const auto& group : units_[unit]->groups) group->prepare_gradients();
+  }
   return autograd::when_backward(x, [this, unit] { after_backward(unit); });
 }
 

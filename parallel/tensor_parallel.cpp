@@ -37,10 +37,10 @@ Style style_of(std::string_view path) {
   return rule->style;
 }
 
-// Evenly: `rows` is a multiple of the ranks, or `copies` of them share each part.
+// As evenly as can be; `copies` ranks share each part.
 Placement part(int dim, std::int64_t rows, const Communicator& tp, int copies = 1) {
-  const std::int64_t each = rows * copies / tp.size(), first = tp.rank() / copies * each;
-  return {dim, first, first + each, copies, tp.rank() % copies, copies > 1};
+  const std::int64_t parts = tp.size() / copies, part = tp.rank() / copies;
+  return {dim, rows * part / parts, rows * (part + 1) / parts, copies, tp.rank() % copies, copies > 1};
 }
 
 VocabPiece vocab_of(std::int64_t vocabulary, const Communicator& tp) {
@@ -143,7 +143,7 @@ class Cutter {
 
 bool fits(const ModelConfig& c, std::int64_t tp, bool sequence_parallel, std::int64_t tokens) {
   const bool kv = c.kv_heads % tp == 0 || tp % c.kv_heads == 0;
-  return c.heads % tp == 0 && c.intermediate_size % tp == 0 && kv && (!sequence_parallel || tokens % tp == 0);
+  return c.heads % tp == 0 && c.intermediate_size >= tp && kv && (!sequence_parallel || tokens % tp == 0);
 }
 
 std::int64_t nearest(const ModelConfig& c, std::int64_t tp, bool sequence_parallel, std::int64_t tokens) {
@@ -166,7 +166,7 @@ void check_tensor_parallel(const ModelConfig& config, int tp, bool sequence_para
   require(config.kv_heads % tp == 0 || tp % config.kv_heads == 0,
           "tp {} neither divides the model's {} key-value heads nor is a multiple of them: {}", tp,
           config.kv_heads, try_near);
-  require(config.intermediate_size % tp == 0, "tp {} does not divide the MLP's width {}: {}", tp,
+  require(config.intermediate_size >= tp, "tp {} is more than the MLP's width {}: {}", tp,
           config.intermediate_size, try_near);
   fail_user(
       "tp {} does not divide a sequence of {} tokens, which sequence parallelism cuts: {}, another "

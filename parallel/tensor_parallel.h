@@ -18,8 +18,8 @@ struct TensorParallelOptions {
 };
 
 /// A UserError unless `tp` ranks can share such a model, with the nearest number that can: query heads and
-/// the MLP's width are multiples of tp, key-value heads a multiple of it or a divisor; under sequence
-/// parallelism so is the length of a sequence on one rank of the other axes.
+/// are multiples of tp, the MLP at least as wide, key-value heads a multiple of it or a divisor; under
+/// sequence parallelism so is the length of a sequence on one rank of the other axes.
 void check_tensor_parallel(const models::ModelConfig& config, int tp, bool sequence_parallel,
                            std::int64_t sequence_length);
 

@@ -116,14 +116,23 @@ struct LinearCrossEntropy {
   double scale;
   Needs needs;
   Tensor dhidden, dweight;
+  bool early = false;  // the weight's gradient is where it belongs after the forward pass
+  bool add = false;
 
-  void prepare(const Needs& wanted) { needs = wanted; }
+  void prepare(const Needs& wanted, const std::vector<autograd::Edge>& edges) {
+    needs = wanted;
+    const auto sink = needs[1] ? autograd::take_early(edges[1]) : std::nullopt;
+    if (!sink) return;
+    early = true;
+    add = sink->add;
+    dweight = sink->grad;
+  }
 
   Tensor forward(const Tensor& hidden, const Tensor& weight) {
     check_shapes(hidden, weight, targets);
     const Tensor losses = Tensor::empty({hidden.dim(0)}, acc_dtype(hidden.dtype()), hidden.device());
     if (needs[0]) dhidden = Tensor::empty(hidden.shape(), hidden.dtype(), hidden.device());
-    if (needs[1]) {
+    if (needs[1] && !early) {
       const PurposeScope purpose(Purpose::gradients);
       dweight = Tensor::empty(weight.shape(), losses.dtype(), hidden.device());
     }
@@ -133,17 +142,18 @@ struct LinearCrossEntropy {
         const Tensor loss = losses.sliced(0, begin, end);
         if (!needs[0] && !needs[1]) return chunk_losses<T>(h, weight, t, loss);
         chunk_gradients<T>(h, weight, t, scale, loss, needs[0] ? dhidden.sliced(0, begin, end) : Tensor(),
-                           dweight, begin == 0);
+                           dweight, begin == 0 && !add);
       });
     });
     return total(losses, scale);
   }
 
   Grads vjp(const Tensor& dy, const Needs& wanted, const autograd::PassContext& pass) {
+    check(pass.unit() || !early, "a loss whose gradient is 1");
     const double factor = pass.unit() ? 1 : scalar(dy);
     Grads grads(2);
     if (wanted[0]) grads[0] = scaled(std::exchange(dhidden, {}), factor);
-    if (wanted[1]) grads[1] = scaled(std::exchange(dweight, {}), factor);
+    if (wanted[1] && !early) grads[1] = scaled(std::exchange(dweight, {}), factor);
     return grads;
   }
 };
