@@ -541,7 +541,7 @@ TEST_F(BadText, RunConfigs) {
       {"optim.lr=-1", {"optim.lr", "-1"}},
       {"optim.name=lion", {"optim.name", "lion", "adamw"}},
       {"optim.betas=[0.9]", {"optim.betas", "1"}},
-      {"parallel.tp=2", {"parallel.tp", "2"}},
+      {"parallel.tp=2", {"tp 2", "number of ranks, 1"}},
       {"parallel.replicate=3", {"3", "ranks"}},
       {"device=tpu", {"device", "tpu"}},
       {"data.train=[]", {"data.train"}},

@@ -298,23 +298,60 @@ TEST(RunConfig, ResolveSharesOutTheRanks) {
   EXPECT_EQ(c.parallel().replicate(), 2);
   c = parse(kExample, {"parallel.replicate=2", "parallel.shard=1"});
   EXPECT_TRUE(resolve(c, 2).empty());
+  c = parse(kExample, {"parallel.cp=2", "parallel.tp=3", "parallel.pp=2"});
+  resolve(c, 48);
+  EXPECT_EQ(c.parallel().shard(), 4);
+  EXPECT_EQ(data_parallel_degree(c), 4);  // ranks of cp, tp and pp have the same samples
+}
+
+TEST(RunConfig, LayoutsHaveTheirOptions) {
+  const RunConfig d = default_run_config();
+  EXPECT_EQ(d.parallel().stage(), 3);
+  EXPECT_EQ(d.parallel().context(), "ring");
+  EXPECT_EQ(d.parallel().schedule(), "1f1b");
+  EXPECT_EQ(d.parallel().layers_size(), 0);
+  const RunConfig c =
+      parse(kExample, {"parallel.stage=2", "parallel.keep_gathered=true", "parallel.no_sync=true",
+                       "parallel.reduce=bf16", "parallel.sequence_parallel=true", "parallel.tp_chunks=4",
+                       "parallel.context=ulysses", "parallel.schedule=zb-h1", "parallel.stages_per_rank=2",
+                       "parallel.layers=[2, 1]"});
+  EXPECT_EQ(c.parallel().layers(0), 2);
+  EXPECT_TRUE(MessageDifferencer::Equals(c, parse(dump_yaml(c))));
+  EXPECT_EQ(parse_error(kExample, {"parallel.stage=4"}),
+            "override \"parallel.stage=4\": parallel.stage must be at most 3, got 4");
+  EXPECT_EQ(parse_error(kExample, {"parallel.tp_chunks=0"}),
+            "override \"parallel.tp_chunks=0\": parallel.tp_chunks must be at least 1, got 0");
+  EXPECT_EQ(parse_error(kExample, {"parallel.layers=[2, 0]"}),
+            "override \"parallel.layers=[2, 0]\": parallel.layers[1] must be at least 1, got 0");
+  EXPECT_NE(parse_error(kExample, {"parallel.schedule=dualpipe"})
+                .find("one of gpipe, 1f1b, interleaved, zb-h1, zero-bubble"),
+            std::string::npos);
+  EXPECT_NE(parse_error(kExample, {"parallel.bucket_mb=25"}).find("unknown field 'parallel.bucket_mb'"),
+            std::string::npos);
 }
 
 TEST(RunConfig, ResolveNamesImpossibleLayouts) {
-  EXPECT_EQ(resolve_error({"parallel.tp=2"}, 2),
-            "parallel.tp: this version runs data parallel only; got tp 2: set it to 1");
   EXPECT_EQ(resolve_error({"parallel.replicate=2"}, 3),
             "parallel: replicate 2 x shard -1 x cp 1 x tp 1 x pp 1 does not divide the 3 ranks: start a "
-            "multiple of 2 "
-            "ranks");
+            "multiple of 2 ranks, for example 2 or 4");
+  EXPECT_EQ(resolve_error({"parallel.pp=3", "parallel.tp=2"}, 20),
+            "parallel: replicate 1 x shard -1 x cp 1 x tp 2 x pp 3 does not divide the 20 ranks: start a "
+            "multiple of 6 ranks, for example 18 or 24");
   EXPECT_EQ(resolve_error({"parallel.replicate=2", "parallel.shard=2"}, 2),
-            "parallel: replicate 2 x shard 2 x cp 1 x tp 1 x pp 1 is not the number of ranks, 2: make the "
-            "product 2 or "
-            "leave one at -1");
+            "parallel: replicate 2 x shard 2 x cp 1 x tp 1 x pp 1 is more than the number of ranks, 2: start "
+            "as many, or make a degree smaller");
+  EXPECT_EQ(
+      resolve_error({"parallel.cp=2", "parallel.tp=2"}, 2),
+      "parallel: replicate 1 x shard -1 x cp 2 x tp 2 x pp 1 is more than the number of ranks, 2: start "
+      "as many, or make a degree smaller");
+  EXPECT_EQ(
+      resolve_error({"parallel.shard=2", "parallel.pp=2"}, 8),
+      "parallel: replicate 1 x shard 2 x cp 1 x tp 1 x pp 2 makes 4 ranks, but 8 were started: make the "
+      "product 8 or leave shard at -1");
   EXPECT_NE(resolve_error({"parallel.replicate=-1"}, 2).find("both -1"), std::string::npos);
   EXPECT_NE(resolve_error({"parallel.shard=0"}, 2).find("got 0"), std::string::npos);
   const std::string big = "parallel.shard=4611686018427387904";
-  EXPECT_NE(resolve_error({"parallel.replicate=4", big}, 1).find("is not the number of ranks"),
+  EXPECT_NE(resolve_error({"parallel.replicate=4", big}, 1).find("is more than the number of ranks"),
             std::string::npos);
 }
 

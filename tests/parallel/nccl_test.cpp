@@ -4,8 +4,8 @@
 #include "core/autograd.h"
 #include "core/base/error.h"
 #include "core/tensor.h"
-#include "parallel/data_parallel.h"
 #include "parallel/nccl_communicator.h"
+#include "tests/parallel/flat_units.h"
 #include "tests/parallel/group_checks.h"
 #include "tests/parallel/messages.h"
 #include "tests/parallel/mpirun.h"
@@ -201,44 +201,25 @@ TEST_F(NcclRanks, ManyAtOnceKeepTheirOrder) {
   }
 }
 
-Tensor gpu_leaf(std::int64_t count) {
-  Tensor t = Tensor::empty({count}, DType::f32, Device::cuda);
-  autograd::set_requires_grad(t, true);
-  return t;
-}
-
-// What backward does when a parameter's gradient is whole.
-void deliver(const Tensor& parameter, float value) {
-  autograd::Leaf& leaf = autograd::leaf_of(parameter);
-  const std::vector<float> gradient(static_cast<std::size_t>(parameter.numel()), value);
-  cuda::copy(leaf.buffer.data(), gradient.data(), parameter.numel() * 4, current_stream(Device::cuda));
-  leaf.grad = leaf.buffer;
-  for (const auto& hook : leaf.hooks) hook(leaf);
-}
-
-std::vector<float> gradient_of(const Tensor& parameter) {
-  std::vector<float> values(static_cast<std::size_t>(parameter.numel()));
-  cuda::copy(values.data(), autograd::grad_of(parameter).data(), parameter.numel() * 4,
-             current_stream(Device::cuda));
-  cuda::synchronize(current_stream(Device::cuda));
-  return values;
-}
-
-TEST_F(NcclRanks, GradientsAreSummedWhereTheyLie) {
-  const Tensor q = gpu_leaf(64), k = gpu_leaf(33), unused = gpu_leaf(7), last = gpu_leaf(1 << 20);
-  GradientReducer reducer({q, k, unused, last}, ranks(), 1 << 12);
-  EXPECT_EQ(reducer.buckets(), 2);
-  const auto sum = static_cast<float>(ranks().size() * (ranks().size() + 1) / 2);
-  for (int step = 1; step <= 3; ++step) {
-    reducer.begin(true);
-    for (const Tensor& p : {last, k, q}) deliver(p, static_cast<float>(step * (ranks().rank() + 1)));
-    reducer.finish();
-    for (const Tensor& p : {q, k, last}) {
-      EXPECT_EQ(gradient_of(p),
-                std::vector<float>(static_cast<std::size_t>(p.numel()), static_cast<float>(step) * sum));
+TEST_F(NcclRanks, GradientsAreSummedOverShardsAndReplicas) {
+  const auto self = self_communicator();
+  const double sum = ranks().size() * (ranks().size() + 1) / 2.0;
+  const std::vector<std::vector<test::Held>> unit{
+      {{"q", {8, 8}}, {"k", {33}}, {"unused", {7}}, {"last", {1 << 20}}}};
+  for (int stage = 0; stage <= 3; ++stage) {  // 0: replicas
+    FsdpOptions options;
+    options.stage = std::max(stage, 1);
+    test::FlatUnits units(unit, stage > 0 ? ranks() : *self, stage > 0 ? *self : ranks(), options,
+                          Device::cuda);
+    for (int step = 1; step <= 3; ++step) {
+      units.pass({"last", "k", "q"}, step * (ranks().rank() + 1), false);
+      units.pass({"last", "k"}, step * (ranks().rank() + 1));
+      units.expect_all("q", step * sum);
+      units.expect_all("k", 2 * step * sum);
+      units.expect_all("last", 2 * step * sum);
+      units.expect_all("unused", 0);
+      units.clear();
     }
-    EXPECT_EQ(gradient_of(unused), std::vector<float>(7, 0));
-    for (const Tensor& p : {q, k, unused, last}) autograd::leaf_of(p).grad = {};
   }
 }
 

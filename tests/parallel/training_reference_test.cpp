@@ -40,6 +40,8 @@ class Untied : public TrainingReference {
     return name.ends_with("embed_tokens.weight") ||
            (run.name == "llama3_rslora" && name.ends_with("lora_B.weight"));
   }
+  // Frozen weights that are sharded lie side by side, and are one product: it rounds otherwise.
+  bool rounds_alike(const Layout& layout) const { return run.adapter.empty() || layout.shard == 1; }
   // To the bit, but for those, which later steps inherit.
   void expect_same(const Trained& got, const Trained& want, double tolerance) const {
     bool exact = true;
@@ -77,11 +79,10 @@ TEST_P(FirstGradients, ArePyTorchs) {
   EXPECT_EQ(want.size(), run.first_grads.size());
   for (const int ranks : {1, 2, 4}) {
     if (ranks > 1 && test::on_gpu()) break;
-    const Layout layout{ranks, 4 / ranks, 1 << 12};
-    for (const Trained& rank : test::train(run, layout, 1)) {
+    for (const Trained& rank : test::train(run, Layout{ranks, 4 / ranks}, 1)) {
       const double error = test::worst_error(rank.first_grads, want, test::normalized_error);
       if (ranks == 1) record("gradients", error);
-      EXPECT_LE(error, 1e-5) << ranks << " ranks";  // the promise is 1e-4
+      EXPECT_LE(error, 2e-5) << ranks << " ranks";  // the promise is 1e-4
     }
   }
 }
@@ -93,12 +94,13 @@ TEST_P(Ranks, TwoAndFourGiveOneRanksNumbers) {
   const Trained whole = test::train(run, Layout{1, 4}, run.steps)[0];
   const Trained one = test::train(run, Layout{1, 1}, run.steps)[0];
   for (const int ranks : {2, 4}) {
-    const std::vector<Trained> all = test::train(run, Layout{ranks, 1, 1 << 14}, run.steps);
+    const std::vector<Trained> all = test::train(run, Layout{ranks, 1}, run.steps);
     for (const Trained& rank : all) {
       EXPECT_LE(test::relative_difference(rank.losses, whole.losses), 1e-6) << ranks << " ranks";
       EXPECT_LE(test::relative_difference(rank.losses, one.losses), 1e-6) << ranks << " ranks";
       EXPECT_LE(test::relative_difference(rank.grad_norms, one.grad_norms), 1e-5) << ranks << " ranks";
-      EXPECT_LE(test::worst_error(rank.first_grads, one.first_grads, test::norm_error), 1e-6)
+      EXPECT_LE(test::worst_error(rank.first_grads, one.first_grads, test::norm_error),
+                run.adapter.empty() ? 1e-6 : 1e-5)
           << ranks << " ranks";
       EXPECT_LE(test::worst_error(rank.first_grads, whole.first_grads, test::norm_error), 1e-5);
       EXPECT_EQ(rank.losses, all[0].losses);
@@ -128,12 +130,14 @@ TEST_P(Untied, ARunRepeatsToTheBit) {
 }
 
 // One rank that adds four micro-batches, and four ranks that sum one each, add the same numbers in one order;
-// a tied table, which gets two parts a micro-batch, does not. Each gradient has a bucket of its own: of
-// neighbours in one bucket it would be a part of one product, which rounds otherwise.
+// a tied table, which gets two parts a micro-batch, does not.
 TEST_P(Untied, FourRanksAreFourMicroBatchesToTheBit) {
   if (test::on_gpu()) GTEST_SKIP() << test::kRanksAreOnTheCpu;
   const Trained one = test::train(run, Layout{1, 1}, run.steps)[0];
-  for (const Trained& rank : test::train(run, Layout{4, 1, 1}, run.steps)) expect_same(rank, one, 1e-6);
+  for (const Layout& layout : {Layout{4, 1}, Layout{1, 1, 4}}) {
+    if (!rounds_alike(layout)) continue;
+    for (const Trained& rank : test::train(run, layout, run.steps)) expect_same(rank, one, 1e-6);
+  }
 }
 
 // The layouts that one machine under test can have: threads as ranks are the CPU's own.
@@ -165,8 +169,7 @@ TEST_P(Untied, Bf16FollowsF32AndItsRanksFollowItsMicroBatches) {
   EXPECT_LE(error, 0.01);
   EXPECT_GT(error, 1e-5);  // it does compute in bf16
   if (test::on_gpu()) return;
-  layout.ranks = 4;
-  layout.bucket_bytes = 1;
+  (run.adapter.empty() ? layout.shard : layout.replicate) = 4;
   for (const Trained& rank : test::train(run, layout, run.steps)) expect_same(rank, one, 1e-3);
 }
 

@@ -14,7 +14,8 @@
 #include "lora/adapter.h"
 #include "optim/optimizer.h"
 #include "parallel/communicator.h"
-#include "parallel/data_parallel.h"
+#include "parallel/fsdp.h"
+#include "parallel/groups.h"
 #include "tests/core/models/reference.h"
 
 namespace ridge::test {
@@ -82,73 +83,94 @@ inline TrainingRun training_run(const std::string& name) {
 
 /// How the same work is cut.
 struct Layout {
-  int ranks = 1;
+  int shard = 1;
   std::int64_t micro_batch = 0;  // 0: the run's own
-  std::int64_t bucket_bytes = 1 << 20;
+  int replicate = 1;
+  parallel::FsdpOptions fsdp = {};
   models::Recompute recompute = models::Recompute::none;
-  double dropout = 0;  // of new adapters, where above 0
-  DType dtype = DType::f32;
+  double dropout = 0;             // of new adapters, where above 0
+  DType dtype = DType::f32;       // f64: no optimizer, so one step
   Device device = test_device();  // of one rank; several are threads, which share the CPU's memory alone
+  parallel::Groups::Wrap wrap = {};
+
+  int ranks() const { return shard * replicate; }
 };
 
-inline void PrintTo(const Layout& l, std::ostream* out) { *out << l.ranks << " ranks"; }
+inline void PrintTo(const Layout& l, std::ostream* out) {
+  *out << "shard " << l.shard << " x replicate " << l.replicate << ", stage " << l.fsdp.stage;
+}
 
-/// What one rank saw.
+/// What one rank saw; tensors are whole, on the CPU.
 struct Trained {
   std::vector<double> losses, grad_norms;
   std::map<std::string, Tensor> first_grads, weights;  // by name in the file
-  std::int64_t buckets = 0;
 };
 
 /// One rank of a training run.
 class TrainingRank {
  public:
-  TrainingRank(const TrainingRun& run, const Layout& layout, parallel::Communicator& ranks)
+  TrainingRank(const TrainingRun& run, const Layout& layout, parallel::Communicator& world)
       : run_(run),
-        ranks_(ranks),
-        device_(layout.ranks > 1 ? Device::cpu : layout.device),
+        layout_(layout),
+        groups_(parallel::Mesh({1, layout.replicate, layout.shard, 1, 1}), world, layout.wrap),
+        device_(layout.ranks() > 1 ? Device::cpu : layout.device),
         model_(load(run.model, layout.dtype, models::LoadMode::train, device_)) {
     micro_batch_ = layout.micro_batch > 0 ? layout.micro_batch : run.micro_batch;
     model_->set_recompute(layout.recompute);
-    add_adapter(layout);
-    std::vector<Tensor> leaves;
-    for (const nn::Parameter& p : model_->parameters()) {
-      if (lora_ && !lora::is_adapter_parameter(p.name)) continue;
-      autograd::set_requires_grad(*p.value, true);
-      trained_.push_back({p.name, *p.value, p.value->ndim() >= 2});
-      leaves.push_back(*p.value);
-    }
-    reducer_ = std::make_unique<parallel::GradientReducer>(leaves, ranks, layout.bucket_bytes);
-    optimizer_ = optim::make_optimizer(run.optimizer, trained_);
+    add_adapter();
+    shard();
+    if (layout.dtype != DType::f64) optimizer_ = optim::make_optimizer(run.optimizer, trained_);
   }
 
   Trained train(std::int64_t steps) {
     Trained out;
     for (std::int64_t step = 0; step < steps; ++step) {
       out.losses.push_back(forward_backward(step));
-      if (step == 0) out.first_grads = gradients();
-      const double norm = optim::gradient_norm(trained_);
-      out.grad_norms.push_back(norm);
-      optimizer_->step(run_.lr.at(static_cast<std::size_t>(step)), optim::clip_factor(norm, run_.clip_norm));
+      if (step == 0) out.first_grads = gathered(true);
+      out.grad_norms.push_back(gradient_norm());
+      if (!optimizer_) break;
+      optimizer_->step(run_.lr.at(static_cast<std::size_t>(step)),
+                       optim::clip_factor(out.grad_norms.back(), run_.clip_norm));
+      fsdp_->publish();
       optim::clear_gradients(trained_);
     }
-    for (const optim::TrainedParameter& p : trained_)
-      out.weights[file_name(p.name)] = p.value.contiguous_copy();
-    out.buckets = reducer_->buckets();
+    out.weights = gathered(false);
     return out;
   }
 
  private:
-  void add_adapter(const Layout& layout) {
+  void add_adapter() {
     std::vector<std::string> notes;
-    lora_ = !run_.adapter.empty() || layout.dropout > 0;
-    if (layout.dropout > 0) {
+    lora_ = !run_.adapter.empty() || layout_.dropout > 0;
+    if (layout_.dropout > 0) {
       lora::LoraConfig config;
       config.targets = {"q_proj", "v_proj", "down_proj"};
-      config.dropout = layout.dropout;
+      config.dropout = layout_.dropout;
       lora::add_adapters(model_->linears(), config, 5, device_);
     } else if (lora_) {
       lora::load_adapter(model_->linears(), run_.adapter, notes, device_);
+    }
+  }
+
+  void shard() {
+    std::map<std::string, Tensor> values;
+    std::vector<std::vector<parallel::HeldParameter>> units;
+    for (const nn::Unit& unit : model_->units()) {
+      units.emplace_back();
+      for (const nn::Parameter& p : unit.parameters) {
+        values[p.name] = *p.value;
+        const bool trains = !lora_ || lora::is_adapter_parameter(p.name);
+        units.back().push_back({p.name, p.value, trains, {}, p.value->shape()});
+      }
+    }
+    fsdp_ = std::make_unique<parallel::Fsdp>(std::move(units), groups_.along(parallel::Axis::shard),
+                                             groups_.along(parallel::Axis::replicate), layout_.fsdp, device_);
+    for (const auto& [name, value] : values) fsdp_->write(name, value);
+    model_->set_observer(fsdp_.get());
+    for (const parallel::OwnedPiece* piece : fsdp_->pieces()) {
+      if (!piece->parameter->trains) continue;
+      trained_.push_back({piece->parameter->name, piece->value, piece->parameter->logical.ndim() >= 2,
+                          trained_.size(), piece->begin});
     }
   }
 
@@ -168,46 +190,65 @@ class TrainingRank {
 
   // The mean loss over the global batch; leaves its gradients, clipped by nothing.
   double forward_backward(std::int64_t step) {
-    const std::int64_t share = run_.batch / ranks_.size();
+    const std::int64_t share = run_.batch / layout_.ranks();
     double loss = 0;
     for (std::int64_t done = 0; done < share; done += micro_batch_) {
-      reducer_->begin(done + micro_batch_ >= share);
-      const std::int64_t row = ranks_.rank() * share + done;
+      fsdp_->begin(done + micro_batch_ >= share);
+      const std::int64_t row = groups_.mesh().data_rank(groups_.rank()) * share + done;
       random_state() = {3, step, row, 0};
       const auto [ids, targets] = rows(step * run_.batch + row, std::min(micro_batch_, share - done));
       const Tensor part = model_->loss(ids, targets, 1.0 / static_cast<double>(run_.batch * run_.length));
-      loss += part.item();
+      loss += part.detached().to(DType::f64).item();
       autograd::backward(part);
+      fsdp_->finish();
     }
-    reducer_->finish();
-    ranks_.all_reduce(std::span<double>(&loss, 1));
+    groups_.world().all_reduce(std::span<double>(&loss, 1));
     return loss;
   }
 
-  std::map<std::string, Tensor> gradients() const {
+  // Every owned element stands once among the ranks of shard.
+  double gradient_norm() {
+    double norm = optim::gradient_norm(trained_);
+    if (layout_.shard == 1) return norm;
+    norm *= norm;
+    groups_.along(parallel::Axis::shard).all_reduce(std::span<double>(&norm, 1));
+    return std::sqrt(norm);
+  }
+
+  // Trained parameters or their gradients, put together.
+  std::map<std::string, Tensor> gathered(bool gradients) {
     std::map<std::string, Tensor> all;
-    for (const optim::TrainedParameter& p : trained_) {
-      const Tensor grad = autograd::grad_of(p.value);
-      if (grad.defined()) all[file_name(p.name)] = grad.contiguous_copy();
+    for (const nn::Parameter& p : model_->parameters()) {
+      if (lora_ && !lora::is_adapter_parameter(p.name)) continue;
+      const Tensor whole = Tensor::zeros({p.value->numel()}, DType::f64);
+      for (const parallel::OwnedPiece* piece : fsdp_->pieces()) {
+        if (piece->parameter->name != p.name) continue;
+        const Tensor part = gradients ? autograd::grad_of(piece->value) : piece->value.detached();
+        whole.sliced(0, piece->begin, piece->end).copy_from(part.on(Device::cpu).to(DType::f64));
+      }
+      groups_.along(parallel::Axis::shard).all_reduce(whole.span<double>());
+      const bool widened = gradients && p.value->dtype() == DType::bf16;
+      all[file_name(p.name)] = whole.to(widened ? DType::f32 : p.value->dtype()).reshaped(p.value->shape());
     }
     return all;
   }
 
   const TrainingRun& run_;
-  parallel::Communicator& ranks_;
+  Layout layout_;
+  parallel::Groups groups_;
   Device device_;
   std::unique_ptr<models::Llama> model_;
   bool lora_ = false;
   std::int64_t micro_batch_ = 0;
   std::vector<optim::TrainedParameter> trained_;
-  std::unique_ptr<parallel::GradientReducer> reducer_;
+  std::unique_ptr<parallel::Fsdp> fsdp_;
   std::unique_ptr<optim::Optimizer> optimizer_;
 };
 
 /// Trains on threads; what each rank saw, by rank.
 inline std::vector<Trained> train(const TrainingRun& run, const Layout& layout, std::int64_t steps) {
-  std::vector<Trained> all(static_cast<std::size_t>(layout.ranks));
-  parallel::run_ranks(layout.ranks, [&](parallel::Communicator& ranks) {
+  std::vector<Trained> all(static_cast<std::size_t>(layout.ranks()));
+  parallel::run_ranks(layout.ranks(), [&](parallel::Communicator& ranks) {
     TrainingRank rank(run, layout, ranks);
     all[static_cast<std::size_t>(ranks.rank())] = rank.train(steps);
   });
