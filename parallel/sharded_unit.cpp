@@ -75,10 +75,11 @@ FlatGroup::FlatGroup(std::vector<HeldParameter*> parameters, Communicator& shard
 }
 
 // Matrices stand before vectors: neighbours of one product are side by side, whatever biases they have. What
-// only counts elsewhere stands last, so that the others' gradients are one run.
+// other ranks of tp hold too stands last: what counts on the first of them alone. Those ranks lay out alike.
 std::int64_t FlatGroup::lay_out(std::vector<HeldParameter*> parameters) {
   std::stable_sort(parameters.begin(), parameters.end(), [](const auto* a, const auto* b) {
-    return std::pair(!a->counts, a->logical.ndim() < 2) < std::pair(!b->counts, b->logical.ndim() < 2);
+    return std::pair(a->placement.copies > 1, a->logical.ndim() < 2) <
+           std::pair(b->placement.copies > 1, b->logical.ndim() < 2);
   });
   const std::int64_t step =
       kAlignment / static_cast<std::int64_t>(size_of(parameters.front()->value->dtype()));
