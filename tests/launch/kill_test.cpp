@@ -152,18 +152,18 @@ class Victim {
   std::string errors() { return process_.wait().err; }
 
  private:
-  // A random number of steps from here on, and up to about one step more.
+  // From the start on, or some steps later and in the middle of one.
   bool step_comes(std::size_t before) {
-    const std::size_t steps = std::min<std::size_t>(before + rng_() % 3, kSteps - 1);
+    const std::size_t steps = std::min<std::size_t>(before + rng_() % 4, kSteps - 1);
     while (process_.running() && (steps_done(output_) < steps || ranks_of(process_).empty())) pause();
     if (steps_done(output_) == 0) sleep(random_below(2s));
     sleep(random_below(60ms));
     return process_.running();
   }
 
-  // The moment is in the middle of a save of any step.
+  // In the middle of a save, with an older checkpoint beside it.
   bool checkpoint_comes(std::size_t before) {
-    const std::size_t steps = std::min<std::size_t>(before + 1 + rng_() % 2, kSteps - 1);
+    const std::size_t steps = std::min<std::size_t>(before + 2 + rng_() % 2, kSteps - 1);
     while (process_.running() && (steps_done(output_) < steps || unfinished_checkpoint(output_).empty()))
       pause();
     sleep(random_below(10ms));
