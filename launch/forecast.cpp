@@ -59,12 +59,12 @@ double pipeline_seconds(const models::ModelConfig& config, const config::RunConf
   const parallel::Mesh mesh = mesh_of(run);
   const ParallelOptions options = parallel_options(run);
   PipelineForecast forecast(pipeline_shape(options, mesh, micro_batches));
-  forecast.add(*first.pipeline(), first_seconds);
+  forecast.add(first.pipeline()->timeline(), first_seconds);
   for (const int rank : mesh.group(0, {parallel::Axis::pp})) {
     if (rank == 0) continue;
     MetaRank other(config, run, micro_batches, rank, network);
     const double seconds = other.step_seconds();
-    forecast.add(*other.pipeline(), seconds);
+    forecast.add(other.pipeline()->timeline(), seconds);
   }
   const std::int64_t tokens = run.train().micro_batch() * run.data().sequence_length();
   return forecast.step_seconds(network, message_bytes(options, mesh, tokens, config.hidden_size));

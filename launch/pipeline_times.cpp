@@ -88,10 +88,10 @@ BubbleShares measure_bubble(TrainingWorkload& work, const PipelineShape& shape, 
           shape.price({std::vector<parallel::StageTimes>(1)}).bubble_share};
 }
 
-void PipelineForecast::add(const parallel::Pipeline& pipeline, double step_seconds) {
-  meter_.add(pipeline.timeline());
+void PipelineForecast::add(const std::vector<parallel::TimedAction>& timeline, double step_seconds) {
+  meter_.add(timeline);
   double last = 0;
-  for (const parallel::TimedAction& timed : pipeline.timeline()) last = std::max(last, timed.end);
+  for (const parallel::TimedAction& timed : timeline) last = std::max(last, timed.end);
   beside_seconds_ = std::max(beside_seconds_, step_seconds - last);
 }
 

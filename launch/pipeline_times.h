@@ -52,12 +52,12 @@ struct BubbleShares {
 /// Runs `steps` steps. All ranks together. Zeros where the model has no pipeline.
 BubbleShares measure_bubble(TrainingWorkload& work, const PipelineShape& shape, int steps);
 
-/// The step of a pipeline, from a step of each of its ranks alone on meta, with Pipeline::measure on.
+/// The step of a pipeline, from a timed step of each of its ranks alone on meta.
 class PipelineForecast {
  public:
   explicit PipelineForecast(const PipelineShape& shape) : shape_(shape), meter_(shape) {}
-  /// `step_seconds`: of that rank's whole step.
-  void add(const parallel::Pipeline& pipeline, double step_seconds);
+  /// `step_seconds`: of that rank's whole step, the pipeline's part with it.
+  void add(const std::vector<parallel::TimedAction>& timeline, double step_seconds);
   /// The pipeline from its first action to its last, and the longest of what ranks do before and after.
   /// `message_bytes`: what a stage hands on of a micro-batch.
   double step_seconds(const parallel::SimulatedNetwork& network, double message_bytes) const;

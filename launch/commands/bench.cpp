@@ -90,7 +90,7 @@ Prediction predict_rank(const Options& options, const parallel::Mesh& mesh, int 
   Prediction p{memory_stats(Device::meta).peak_reserved, stream.virtual_seconds};
   for (int axis = 0; axis < parallel::kAxes; ++axis)
     p.exposed_seconds += groups.time(static_cast<parallel::Axis>(axis)).exposed_seconds;
-  if (work.model().pipeline() != nullptr) pipeline.add(*work.model().pipeline(), p.seconds);
+  if (work.model().pipeline() != nullptr) pipeline.add(work.model().pipeline()->timeline(), p.seconds);
   return p;
 }
 
