@@ -32,16 +32,11 @@ class MetaRank {
     optim::clear_gradients(model_.trained());
   }
 
-  // Of a step that begins with all clocks at 0.
-  double step_seconds() {
-    Stream& stream = current_stream(Device::meta);
-    stream.virtual_seconds = 0;
-    groups_.reset_clocks();
-    step();
-    return stream.virtual_seconds;
+  // The clocks go on from the step before: what that sent last may arrive in this one.
+  SimulatedStep timed_step() {
+    return simulate_step(groups_, [this] { step(); });
   }
 
-  const parallel::Groups& groups() const { return groups_; }
   const parallel::Pipeline* pipeline() { return model_.pipeline(); }
 
  private:
@@ -63,7 +58,8 @@ double pipeline_seconds(const models::ModelConfig& config, const config::RunConf
   for (const int rank : mesh.group(0, {parallel::Axis::pp})) {
     if (rank == 0) continue;
     MetaRank other(config, run, micro_batches, rank, network);
-    const double seconds = other.step_seconds();
+    other.step();
+    const double seconds = other.timed_step().seconds;
     forecast.add(other.pipeline()->timeline(), seconds);
   }
   const std::int64_t tokens = run.train().micro_batch() * run.data().sequence_length();
@@ -85,10 +81,10 @@ Forecast forecast_training(const models::ModelConfig& config, const config::RunC
   Forecast forecast;
   {
     const ProfilerScope scope(stream, &profiler);
-    forecast.step_seconds = rank.step_seconds();
+    const SimulatedStep step = rank.timed_step();
+    forecast.step_seconds = step.seconds;
+    forecast.exposed_seconds = step.exposed_seconds;
   }
-  for (int axis = 0; axis < parallel::kAxes; ++axis)
-    forecast.exposed_seconds += rank.groups().time(static_cast<parallel::Axis>(axis)).exposed_seconds;
   for (const LaunchRecord& record : profiler.records()) forecast.step_flops += record.flops;
   forecast.memory = memory_stats(Device::meta);
   forecast.peak_bytes = forecast.memory.peak_reserved;

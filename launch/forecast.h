@@ -23,7 +23,7 @@ struct Forecast {
 };
 
 /// Runs two training steps of rank 0 on meta, sized for `device`: `micro_batches` of `micro_batch` sequences
-/// each; with a pipeline one of each other rank of it too, so that its bubble counts. `network`: what carries
+/// each; with a pipeline those of its other ranks too, so that its bubble counts. `network`: what carries
 /// tensors between ranks; by default it costs nothing.
 Forecast forecast_training(const models::ModelConfig& model, const config::RunConfig& run,
                            std::int64_t micro_batches, Device device, const Ceilings& roof,

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "core/base/error.h"
+#include "core/base/stream.h"
 #include "launch/workloads.h"
 
 namespace ridge {
@@ -86,6 +87,19 @@ BubbleShares measure_bubble(TrainingWorkload& work, const PipelineShape& shape, 
   meter.share(work.model().groups().along(parallel::Axis::pp));
   return {median(shares), shape.price({meter.means()}).bubble_share,
           shape.price({std::vector<parallel::StageTimes>(1)}).bubble_share};
+}
+
+SimulatedStep simulate_step(const parallel::Groups& groups, const std::function<void()>& step) {
+  const auto exposed = [&] {
+    double sum = 0;
+    for (int axis = 0; axis < parallel::kAxes; ++axis)
+      sum += groups.time(static_cast<parallel::Axis>(axis)).exposed_seconds;
+    return sum;
+  };
+  const Stream& stream = current_stream(Device::meta);
+  const double begin = stream.virtual_seconds, exposed_before = exposed();
+  step();
+  return {stream.virtual_seconds - begin, exposed() - exposed_before};
 }
 
 void PipelineForecast::add(const std::vector<parallel::TimedAction>& timeline, double step_seconds) {

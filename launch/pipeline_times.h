@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <vector>
 
 #include "launch/parallelize.h"
@@ -51,6 +52,14 @@ struct BubbleShares {
 };
 /// Runs `steps` steps. All ranks together. Zeros where the model has no pipeline.
 BubbleShares measure_bubble(TrainingWorkload& work, const PipelineShape& shape, int steps);
+
+/// A step of one rank on meta.
+struct SimulatedStep {
+  double seconds = 0;
+  double exposed_seconds = 0;  // of these: communication that nothing else runs beside
+};
+/// Clocks are left as they are: what the step before sent last may arrive in this one.
+SimulatedStep simulate_step(const parallel::Groups& groups, const std::function<void()>& step);
 
 /// The step of a pipeline, from a timed step of each of its ranks alone on meta.
 class PipelineForecast {

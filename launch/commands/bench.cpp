@@ -77,21 +77,15 @@ struct Prediction {
 // Steps of `rank` alone. Adds them to `pipeline` where there is one.
 Prediction predict_rank(const Options& options, const parallel::Mesh& mesh, int rank,
                         PipelineForecast& pipeline) {
-  Stream& stream = current_stream(Device::meta);
   parallel::Groups groups = parallel::Groups::simulated(mesh, rank, options.network());
   TrainingWorkload work(models::ModelConfig::load(options.model), nullptr,
                         options.step.training(mesh.ranks()), groups, Device::meta);
   if (work.model().pipeline() != nullptr) work.model().pipeline()->measure(true);
   reset_memory_peaks(Device::meta);
   for (int step = 0; step < 2; ++step) work.step();
-  stream.virtual_seconds = 0;
-  groups.reset_clocks();
-  work.step();
-  Prediction p{memory_stats(Device::meta).peak_reserved, stream.virtual_seconds};
-  for (int axis = 0; axis < parallel::kAxes; ++axis)
-    p.exposed_seconds += groups.time(static_cast<parallel::Axis>(axis)).exposed_seconds;
-  if (work.model().pipeline() != nullptr) pipeline.add(work.model().pipeline()->timeline(), p.seconds);
-  return p;
+  const SimulatedStep step = simulate_step(groups, [&] { work.step(); });
+  if (work.model().pipeline() != nullptr) pipeline.add(work.model().pipeline()->timeline(), step.seconds);
+  return {memory_stats(Device::meta).peak_reserved, step.seconds, step.exposed_seconds};
 }
 
 // With a pipeline the time of all its stages, bubble and messages included.

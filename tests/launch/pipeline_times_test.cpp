@@ -70,28 +70,35 @@ TEST(PipelineForecast, AddsWhatRanksDoBesideThePipeline) {
   EXPECT_GE(forecast.step_seconds({10, 0}, 5), (micro + 1) * 3.0 + 0.75 + 1.0 - 1e-9);
 }
 
-double forecast_seconds(const std::string& ranks, const std::string& micro_batches) {
-  const std::vector<std::string> overrides{"model.path=unused",
-                                           "data.train=[unused]",
-                                           "data.sequence_length=64",
-                                           "train.micro_batch=1",
-                                           "train.global_batch=" + micro_batches,
-                                           "parallel.pp=" + ranks};
+double forecast_seconds(int ranks, const std::string& layout, int micro_batches,
+                        const parallel::SimulatedNetwork& network = {1e30, 0}) {
+  const std::vector<std::string> overrides{
+      "model.path=unused",   "data.train=[unused]", "data.sequence_length=64",
+      "train.micro_batch=1", "parallel." + layout,  "train.global_batch=" + std::to_string(micro_batches)};
   config::RunConfig run = parse_run_config("{output: unused, train: {precision: f32}}", "test", overrides);
-  resolve(run, std::stoll(ranks));
+  resolve(run, ranks);
   const auto model = models::ModelConfig::load(std::string(RIDGE_SOURCE_DIR) + "/tests/data/models/llama3");
   const Ceilings roof{1e11, 1e11, 1e11};
-  return forecast_training(model, run, std::stoll(micro_batches), Device::cpu, roof).step_seconds;
+  const std::int64_t micro = micro_batches / data_parallel_degree(run);
+  return forecast_training(model, run, micro, Device::cpu, roof, network).step_seconds;
 }
 
 // One micro-batch goes through all stages one after another; many keep both ranks at work.
 TEST(Forecast, CountsThePipelinesBubble) {
-  const double one = forecast_seconds("1", "1"), two = forecast_seconds("2", "1");
+  const double one = forecast_seconds(1, "pp=1", 1), two = forecast_seconds(2, "pp=2", 1);
   EXPECT_LE(two, 1.02 * one);
   EXPECT_GE(two, 0.75 * one);  // optimizer steps go side by side
-  const double many = forecast_seconds("2", "32") / forecast_seconds("1", "32");
+  const double many = forecast_seconds(2, "pp=2", 32) / forecast_seconds(1, "pp=1", 32);
   EXPECT_GE(many, 0.5);
   EXPECT_LE(many, 0.7);
+}
+
+// What the step before sent last arrives where it would, not a step late.
+TEST(Forecast, AStepFollowsAnother) {
+  const parallel::SimulatedNetwork network{1e11, 0};
+  const double alone = forecast_seconds(1, "shard=1", 1);
+  for (const char* layout : {"stage=1", "stage=2", "stage=3"})
+    EXPECT_LE(forecast_seconds(2, layout, 2, network), 1.5 * alone) << layout;
 }
 
 }  // namespace
