@@ -53,7 +53,7 @@ class PeerGroup {
   /// A new one, whose counts are 0; the n-th of every rank is the same flag.
   int add_flag();
   virtual PeerQueue& compute() = 0;
-  /// Beside the compute stream. It must not outlive the group.
+  /// Beside the compute stream. Not to be used once the group has ended.
   virtual std::unique_ptr<PeerQueue> make_queue() = 0;
   const std::string& trouble() const { return trouble_; }
 
