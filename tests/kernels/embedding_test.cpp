@@ -87,6 +87,7 @@ TYPED_TEST(Embedding, PiecesOfATableGiveTheirRowsAndZeros) {
       y.randomize(2), dy.randomize(3);
       const TablePiece place{first, size.vocabulary};
       embedding<T>(test_stream(), piece.in(), ids.in(), y.view(), place);
+      wait_for_device();
       for (std::int64_t n = 0; n < size.tokens; ++n) {
         const std::int64_t id = ids.in()(n);
         const bool here = id >= first && id < end;
