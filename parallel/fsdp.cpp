@@ -13,8 +13,9 @@ struct Fsdp::UnitState {
 };
 
 Fsdp::Fsdp(std::vector<std::vector<HeldParameter>> units, Communicator& shard, Communicator& replicas,
-           const FsdpOptions& options, Device device)
+           const FsdpOptions& options, Device device, std::unique_ptr<PeerGroup> peers)
     : shard_(shard), replicas_(replicas), options_(options) {
+  if (peers) sharing_ = std::make_unique<PeerSharing>(std::move(peers));
   for (std::vector<HeldParameter>& parameters : units) {
     auto unit = std::make_unique<UnitState>();
     unit->parameters = std::move(parameters);
@@ -22,7 +23,8 @@ Fsdp::Fsdp(std::vector<std::vector<HeldParameter>> units, Communicator& shard, C
     for (HeldParameter& p : unit->parameters) by_kind[{p.value->dtype(), p.trains}].push_back(&p);
     const std::size_t index = units_.size();
     for (auto& [kind, held] : by_kind) {
-      unit->groups.push_back(std::make_unique<FlatGroup>(std::move(held), shard, options, device));
+      unit->groups.push_back(
+          std::make_unique<FlatGroup>(std::move(held), shard, options, device, sharing_.get()));
       for (autograd::Leaf* leaf : unit->groups.back()->leaves()) {
         leaf->hooks.push_back([this, index](autograd::Leaf&) { arrived(index); });
         ++unit->leaves;
@@ -160,6 +162,7 @@ void Fsdp::finish() {
       group->drop_parameters();
     }
   }
+  if (finishing_ && sharing_) sharing_->gather().before_change();  // the optimizer is next
   finishing_ = false;
 }
 
@@ -180,6 +183,8 @@ std::vector<Tensor> Fsdp::counted_gradients() const {
 }
 
 void Fsdp::publish() {
+  if (sharing_) sharing_->gather().before_change();  // a change that was not a step's is one too
+  if (sharing_) sharing_->gather().sources_changed();
   for (const auto& unit : units_) {
     for (const auto& group : unit->groups) group->start_publish();
   }

@@ -18,9 +18,10 @@ namespace ridge::parallel {
 class Fsdp final : public nn::UnitObserver {
  public:
   /// Units in the order of their use. Parameters get their memory on `device`, uninitialised: write() fills
-  /// them. Both communicators must outlive this; every rank of them makes one at once.
+  /// them. Both communicators must outlive this; every rank of them makes one at once. `peers`, of the ranks
+  /// of `shard`, carry what they can instead of it; then its ranks also end together.
   Fsdp(std::vector<std::vector<HeldParameter>> units, Communicator& shard, Communicator& replicas,
-       const FsdpOptions& options, Device device);
+       const FsdpOptions& options, Device device, std::unique_ptr<PeerGroup> peers = nullptr);
   ~Fsdp() override;
 
   Tensor enter(std::size_t unit, const Tensor& x) override;
@@ -64,6 +65,7 @@ class Fsdp final : public nn::UnitObserver {
   std::vector<std::size_t> reducing_;  // units whose sums are under way
   bool last_ = false;                  // the micro-batch is the step's last
   bool finishing_ = false;
+  std::unique_ptr<PeerSharing> sharing_;  // ends before what it shares does
 };
 
 }  // namespace ridge::parallel

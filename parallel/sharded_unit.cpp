@@ -67,8 +67,11 @@ void wait(std::unique_ptr<Pending>& pending) {
 }  // namespace
 
 FlatGroup::FlatGroup(std::vector<HeldParameter*> parameters, Communicator& shard, const FsdpOptions& options,
-                     Device device)
-    : shard_(shard), options_(options), trains_(parameters.front()->trains) {
+                     Device device, PeerSharing* sharing)
+    : shard_(shard),
+      options_(options),
+      sharing_(shard.size() > 1 ? sharing : nullptr),
+      trains_(parameters.front()->trains) {
   const std::int64_t elements = lay_out(std::move(parameters));
   flat_ = trains_ || shard.size() > 1 || planned_device(device) == Device::cuda;
   if (flat_) allocate(elements, device);
@@ -104,6 +107,7 @@ void FlatGroup::allocate(std::int64_t elements, Device device) {
     grad_owned_ = shards_gradients() ? Tensor::empty({shard_elements_}, grad, device) : shard_of(grad_whole_);
   }
   zero(owned_);
+  if (sharing_ != nullptr && (trains_ || shards_parameters())) source_ = sharing_->share(owned_);
   const std::int64_t shard_begin = shard_.rank() * shard_elements_, shard_end = shard_begin + shard_elements_;
   for (const Slot& slot : slots_) {
     Tensor& value = *slot.parameter->value;
@@ -142,6 +146,7 @@ void FlatGroup::write(const HeldParameter& parameter, const Tensor& local) {
     *slot->parameter->value = local.to(slot->parameter->value->dtype());
     return;
   }
+  if (sharing_ != nullptr) sharing_->gather().before_change();
   const Tensor flat = local.as_contiguous().reshaped({-1});
   check(flat.numel() == slot->end - slot->begin, "values of a parameter's local shape");
   if (!shards_parameters()) return whole_.sliced(0, slot->begin, slot->end).copy_from(flat);
@@ -153,7 +158,11 @@ void FlatGroup::write(const HeldParameter& parameter, const Tensor& local) {
 void FlatGroup::start_gather() {
   if (!flat_ || !whole_.storage()->dropped()) return;
   whole_.storage()->take();
-  gather_ = all_gather(shard_, owned_, whole_);
+  gather_ = gathering();
+}
+
+std::unique_ptr<Pending> FlatGroup::gathering() {
+  return source_ ? sharing_->gather().start(*source_, whole_.data()) : all_gather(shard_, owned_, whole_);
 }
 
 void FlatGroup::wait_gather() { wait(gather_); }
@@ -165,11 +174,21 @@ void FlatGroup::drop_parameters() {
 }
 
 void FlatGroup::start_publish() {
-  if (shard_.size() > 1 && !shards_parameters() && trains_) gather_ = all_gather(shard_, owned_, whole_);
+  if (shard_.size() > 1 && !shards_parameters() && trains_) gather_ = gathering();
+}
+
+// Stage 1's whole gradients stay, and are summed in place.
+bool FlatGroup::pulls_gradients() const {
+  return sharing_ != nullptr && grad_owned_.dtype() == DType::f32 && (shards_gradients() || rounds());
 }
 
 void FlatGroup::prepare_gradients() {
-  if (trains_) grad_whole_.storage()->take();
+  if (!trains_ || !grad_whole_.storage()->dropped()) return;
+  if (pulls_gradients() && !rounds()) {
+    pulled_ = sharing_->take(grad_whole_.numel(), DType::f32, grad_whole_.device());
+    if (pulled_ != nullptr) return grad_whole_.storage()->exchange_block(*pulled_->memory.storage());
+  }
+  grad_whole_.storage()->take();
 }
 
 // Gradients that did not come count zero; gaps between parameters are summed too, and must be numbers.
@@ -203,18 +222,43 @@ void FlatGroup::start_reduce() {
   sum_parts();
   for (autograd::Leaf* leaf : leaves_) leaf->grad = {};
   if (shard_.size() == 1) return;
-  const bool rounds = options_.reduce == DType::bf16 && grad_whole_.dtype() == DType::f32;
-  sent_ = rounds ? grad_whole_.to(DType::bf16) : grad_whole_;
-  if (rounds && shards_gradients()) grad_whole_.storage()->drop();
-  const bool in_place = !rounds && (!shards_gradients() || !owned_has_gradient_);
+  if (pulls_gradients() && rounds())
+    pulled_ = sharing_->take(grad_whole_.numel(), DType::bf16, grad_whole_.device());
+  if (pulled_ != nullptr && rounds()) {
+    sent_ = pulled_->memory;
+    sent_.copy_from(grad_whole_);
+  } else {
+    sent_ = rounds() ? grad_whole_.to(DType::bf16) : grad_whole_;
+  }
+  if (rounds() && shards_gradients()) grad_whole_.storage()->drop();
+  if (pulled_ != nullptr) {
+    received_ = Tensor::empty({(shard_.size() - 1) * shard_elements_}, sent_.dtype(), sent_.device());
+    reduce_ = sharing_->reduce().start(*pulled_->staging, received_.data());
+    return;
+  }
+  const bool in_place = !rounds() && (!shards_gradients() || !owned_has_gradient_);
   received_ = in_place ? grad_owned_ : Tensor::empty({shard_elements_}, sent_.dtype(), sent_.device());
   reduce_ = reduce_scatter(shard_, sent_, received_);
+}
+
+// The parts' sum; the buffer goes back, whose peers may still read it.
+void FlatGroup::add_pulled() {
+  visit_compute(sent_.dtype(), [&]<class T>(std::type_identity<T>) {
+    if constexpr (!std::is_same_v<T, double>) {
+      sharing_->reduce().sum<T>(current_stream(sent_.device()), *pulled_->staging, received_.data(),
+                                grad_owned_.view<float>(), owned_has_gradient_);
+    }
+  });
+  if (!rounds()) grad_whole_.storage()->exchange_block(*pulled_->memory.storage());
+  sharing_->give_back(std::exchange(pulled_, nullptr));
 }
 
 void FlatGroup::settle_reduce(bool last, Communicator& replicas) {
   if (!trains_) return;
   wait(reduce_);
-  if (received_.defined() && received_.storage() != grad_owned_.storage()) {
+  if (pulled_ != nullptr) {
+    add_pulled();
+  } else if (received_.defined() && received_.storage() != grad_owned_.storage()) {
     if (owned_has_gradient_) {
       add_to(received_, grad_owned_);
     } else {

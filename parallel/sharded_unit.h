@@ -14,6 +14,7 @@
 #include "core/autograd.h"
 #include "core/tensor.h"
 #include "parallel/communicator.h"
+#include "parallel/peer_sharing.h"
 #include "parallel/placement.h"
 
 namespace ridge::parallel {
@@ -47,9 +48,10 @@ struct OwnedPiece {
 /// One flat buffer and its gradients.
 class FlatGroup {
  public:
-  /// Gives every parameter its place in memory on `device`.
+  /// Gives every parameter its place in memory on `device`. `sharing`: null, or of the ranks of `shard`; it
+  /// ends first.
   FlatGroup(std::vector<HeldParameter*> parameters, Communicator& shard, const FsdpOptions& options,
-            Device device);
+            Device device, PeerSharing* sharing = nullptr);
   FlatGroup(const FlatGroup&) = delete;
   FlatGroup& operator=(const FlatGroup&) = delete;
 
@@ -92,19 +94,27 @@ class FlatGroup {
   bool shards_gradients() const { return shard_.size() > 1 && options_.stage >= 2; }
   Tensor shard_of(const Tensor& whole) const;
 
+  std::unique_ptr<Pending> gathering();
+  bool pulls_gradients() const;
+  bool rounds() const { return options_.reduce == DType::bf16 && grad_whole_.dtype() == DType::f32; }
+  void add_pulled();
+
   Communicator& shard_;
   FsdpOptions options_;
+  PeerSharing* sharing_;
   bool trains_;
   bool flat_ = true;  // false: frozen tensors of their own
   std::vector<Slot> slots_;
   std::vector<OwnedPiece> pieces_;
   std::vector<autograd::Leaf*> leaves_;  // of the slots
   std::int64_t shard_elements_ = 0;
-  Tensor whole_;            // [elements]; without memory while dropped
-  Tensor owned_;            // [shard elements]
-  Tensor grad_whole_;       // [elements], f32 (f64 for f64)
-  Tensor grad_owned_;       // [shard elements]
-  Tensor sent_, received_;  // of a reduction under way: what it reads and writes
+  Tensor whole_;                           // [elements]; without memory while dropped
+  Tensor owned_;                           // [shard elements]
+  Tensor grad_whole_;                      // [elements], f32 (f64 for f64)
+  Tensor grad_owned_;                      // [shard elements]
+  Tensor sent_, received_;                 // of a reduction under way: what it reads and writes
+  std::optional<PeerBuffer> source_;       // owned_ of all ranks, where peers can read it
+  PeerSharing::Buffer* pulled_ = nullptr;  // what gradients are pulled out of, from prepare to settle
   bool owned_has_gradient_ = false;
   std::unique_ptr<Pending> gather_, reduce_, replicate_;
 };

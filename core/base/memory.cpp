@@ -329,6 +329,14 @@ void Storage::take() {
   dropped_ = false;
 }
 
+void Storage::exchange_block(Storage& other) {
+  check(bytes_ == other.bytes_ && device_ == other.device_ && purpose_ == other.purpose_,
+        "blocks of one kind are exchanged");
+  check(owner_ == nullptr && other.owner_ == nullptr, "blocks of the pool are exchanged");
+  std::swap(data_, other.data_);
+  std::swap(dropped_, other.dropped_);
+}
+
 Storage::~Storage() {
   if (owner_ == nullptr && !dropped_) pool_of(device_).give(data_, bytes_, purpose_);
 }

@@ -67,6 +67,8 @@ class Storage {
   void drop();
   void take();
   bool dropped() const { return dropped_; }
+  /// Exchanges blocks with another storage of the same size, purpose and device; one may be dropped.
+  void exchange_block(Storage& other);
 
  private:
   void* data_ = nullptr;

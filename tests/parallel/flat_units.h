@@ -30,7 +30,7 @@ class FlatUnits {
  public:
   FlatUnits(const std::vector<std::vector<Held>>& units, parallel::Communicator& shard,
             parallel::Communicator& replicas, const parallel::FsdpOptions& options = {},
-            Device device = Device::cpu) {
+            Device device = Device::cpu, std::unique_ptr<parallel::PeerGroup> peers = nullptr) {
     std::vector<std::vector<parallel::HeldParameter>> held;
     for (const std::vector<Held>& unit : units) {
       held.emplace_back();
@@ -40,7 +40,8 @@ class FlatUnits {
         held.back().push_back({h.name, &values_.back(), h.trains, {}, h.shape, h.parts, h.counts});
       }
     }
-    fsdp_ = std::make_unique<parallel::Fsdp>(std::move(held), shard, replicas, options, device);
+    fsdp_ =
+        std::make_unique<parallel::Fsdp>(std::move(held), shard, replicas, options, device, std::move(peers));
     if (device == Device::meta) return;
     for (std::size_t i = 0; i < names_.size(); ++i)
       fsdp_->write(names_[i], random_tensor(values_[i].shape(), i + 1, -1, 1, DType::f32));

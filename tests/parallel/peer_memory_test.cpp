@@ -12,6 +12,7 @@
 #include "parallel/peer_gather.h"
 #include "parallel/peer_reduce.h"
 #include "parallel/tensor_span.h"
+#include "tests/parallel/flat_units.h"
 #include "tests/parallel/mpirun.h"
 #include "tests/test_device.h"
 
@@ -285,6 +286,42 @@ TEST_F(PeerRanks, SumsDoNotMixUpUses) {
     ASSERT_EQ(got[static_cast<std::size_t>(step) * 2 + 1], want) << step;
   }
   peers_.reset();
+}
+
+// All of what Fsdp asks of peers; units of one size take turns with buffers.
+TEST_F(PeerRanks, CarryParametersAndGradientsOfUnits) {
+  const auto self = self_communicator();
+  const auto nccl = nccl_communicator(world());
+  const double sum = size() * (size() + 1) / 2.0;
+  const std::vector<std::vector<test::Held>> unit{
+      {{"q", {8, 8}}, {"k", {33}}, {"unused", {7}}, {"last", {1 << 20}}}};
+  for (int stage = 1; stage <= 3; ++stage) {
+    for (const DType reduce : {DType::f32, DType::bf16}) {
+      FsdpOptions options;
+      options.stage = stage;
+      options.reduce = reduce;
+      test::FlatUnits units(unit, *nccl, *self, options, Device::cuda,
+                            peer_group(*nccl, nullptr, std::chrono::seconds(20)));
+      for (int step = 1; step <= 4; ++step) {
+        lag();
+        units.pass({"last", "k", "q"}, step * (rank() + 1), false);
+        lag();
+        units.pass({"last", "k"}, step * (rank() + 1));
+        units.expect_all("q", step * sum);
+        units.expect_all("k", 2 * step * sum);
+        units.expect_all("last", 2 * step * sum);
+        units.expect_all("unused", 0);
+        units.clear();
+        for (const OwnedPiece* piece : units.fsdp().pieces()) fill(piece->value, value_of(3, step));
+        units.fsdp().publish();
+        units.fsdp().enter(0, Tensor::zeros({2}, DType::f32));
+        for (const char* name : {"q", "last"}) {
+          for (const double x : test::values_of(units.value(name).detached().on(Device::cpu)))
+            ASSERT_EQ(x, value_of(3, step)) << name;
+        }
+      }
+    }
+  }
 }
 
 // Run by hand, on machines that nobody else uses:

@@ -108,48 +108,68 @@ class SharedFlags {
 
 class ThreadQueue final : public parallel::PeerQueue {
  public:
+  // No `compute`: the caller's own thread is the compute stream. No `worker`: this is it.
   ThreadQueue(std::shared_ptr<Worker> worker, std::shared_ptr<Worker> compute, SharedFlags& flags, int rank)
       : worker_(std::move(worker)), compute_(std::move(compute)), flags_(flags), rank_(rank) {}
 
   void follow_compute() override {
-    if (worker_ != compute_) worker_->follow(compute_->point());
+    if (compute_ != nullptr && worker_ != compute_) worker_->follow(compute_->point());
   }
   // In two halves: who reads too early or writes too late is seen.
   void copy(void* to, const void* from, std::int64_t bytes) override {
     const auto half = static_cast<std::size_t>(bytes / 2), rest = static_cast<std::size_t>(bytes) - half;
-    worker_->queue([=] { std::memcpy(to, from, half); });
-    worker_->queue(
-        [=] { std::memcpy(static_cast<char*>(to) + half, static_cast<const char*>(from) + half, rest); });
+    queue([=] { std::memcpy(to, from, half); });
+    queue([=] { std::memcpy(static_cast<char*>(to) + half, static_cast<const char*>(from) + half, rest); });
   }
   void signal(int peer, int flag, std::uint32_t count) override {
-    worker_->queue([=, this] { flags_.set(peer, flag, rank_, count); });
+    queue([=, this] { flags_.set(peer, flag, rank_, count); });
   }
   void await(int peer, int flag, std::uint32_t count) override {
-    worker_->queue([=, this] { flags_.await(rank_, flag, peer, count); });
+    queue([=, this] { flags_.await(rank_, flag, peer, count); });
   }
   std::unique_ptr<parallel::Pending> mark(const char*) override {
-    return std::make_unique<Mark>(worker_->point(), worker_ == compute_ ? nullptr : compute_);
+    return std::make_unique<Mark>(worker_->point(), worker_ == compute_ ? nullptr : compute_,
+                                  compute_ == nullptr);
   }
 
  private:
   class Mark final : public parallel::Pending {
    public:
-    Mark(std::shared_ptr<Point> point, std::shared_ptr<Worker> compute)
-        : point_(std::move(point)), compute_(std::move(compute)) {}
+    Mark(std::shared_ptr<Point> point, std::shared_ptr<Worker> compute, bool here)
+        : point_(std::move(point)), compute_(std::move(compute)), here_(here) {}
     ~Mark() override { Mark::wait(); }
     void wait() override {
       if (compute_ != nullptr) std::exchange(compute_, nullptr)->follow(point_);
+      if (here_) point_->wait();
     }
 
    private:
     std::shared_ptr<Point> point_;
     std::shared_ptr<Worker> compute_;
+    bool here_;
   };
+
+  void queue(std::function<void()> what) {
+    if (worker_ == nullptr) return what();
+    worker_->queue(std::move(what));
+  }
 
   std::shared_ptr<Worker> worker_, compute_;
   SharedFlags& flags_;
   int rank_;
 };
+
+/// Threads see each other's memory as it is. Addresses travel as f64, which every communicator carries.
+inline parallel::PeerBuffer share_addresses(parallel::Communicator& ranks, void* data, std::int64_t bytes) {
+  const std::vector<double> mine{static_cast<double>(reinterpret_cast<std::uintptr_t>(data))};
+  std::vector<double> all(static_cast<std::size_t>(ranks.size()));
+  ranks.all_gather(std::span<const double>(mine), std::span<double>(all));
+  parallel::PeerBuffer buffer;
+  buffer.bytes = bytes;
+  for (const double at : all)
+    buffer.of.push_back(reinterpret_cast<std::byte*>(static_cast<std::uintptr_t>(at)));
+  return buffer;
+}
 
 class ThreadPeers final : public parallel::PeerGroup {
  public:
@@ -170,13 +190,7 @@ class ThreadPeers final : public parallel::PeerGroup {
   int rank() const override { return ranks_.rank(); }
   int size() const override { return ranks_.size(); }
   std::optional<parallel::PeerBuffer> share(void* data, std::int64_t bytes) override {
-    const std::vector<std::int64_t> mine{reinterpret_cast<std::int64_t>(data)};
-    std::vector<std::int64_t> all(static_cast<std::size_t>(size()));
-    ranks_.all_gather(std::span<const std::int64_t>(mine), std::span<std::int64_t>(all));
-    parallel::PeerBuffer buffer;
-    buffer.bytes = bytes;
-    for (const std::int64_t at : all) buffer.of.push_back(reinterpret_cast<std::byte*>(at));
-    return buffer;
+    return share_addresses(ranks_, data, bytes);
   }
   parallel::PeerQueue& compute() override { return compute_; }
   std::unique_ptr<parallel::PeerQueue> make_queue() override {
@@ -197,6 +211,38 @@ class ThreadPeers final : public parallel::PeerGroup {
   std::shared_ptr<Worker> worker_;
   std::vector<std::shared_ptr<Worker>> workers_;
   ThreadQueue compute_;
+};
+
+/// Peers whose compute stream is the thread of each rank: for what computes on the CPU.
+class HerePeers final : public parallel::PeerGroup {
+ public:
+  explicit HerePeers(parallel::Communicator& ranks) : ranks_(ranks) {
+    if (rank() == 0) own_ = std::make_unique<SharedFlags>();
+    flags_ = reinterpret_cast<SharedFlags*>(share_addresses(ranks, own_.get(), 0).of[0]);
+    compute_ = std::make_unique<ThreadQueue>(nullptr, nullptr, *flags_, rank());
+  }
+  ~HerePeers() override {
+    for (const auto& worker : workers_) worker->point()->wait();
+    ranks_.barrier();
+  }
+
+  int rank() const override { return ranks_.rank(); }
+  int size() const override { return ranks_.size(); }
+  std::optional<parallel::PeerBuffer> share(void* data, std::int64_t bytes) override {
+    return share_addresses(ranks_, data, bytes);
+  }
+  parallel::PeerQueue& compute() override { return *compute_; }
+  std::unique_ptr<parallel::PeerQueue> make_queue() override {
+    workers_.push_back(std::make_shared<Worker>(workers_.size() * 100 + static_cast<std::size_t>(rank())));
+    return std::make_unique<ThreadQueue>(workers_.back(), nullptr, *flags_, rank());
+  }
+
+ private:
+  parallel::Communicator& ranks_;
+  std::unique_ptr<SharedFlags> own_;
+  SharedFlags* flags_;
+  std::unique_ptr<ThreadQueue> compute_;
+  std::vector<std::shared_ptr<Worker>> workers_;
 };
 
 }  // namespace ridge::test

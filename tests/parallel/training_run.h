@@ -92,6 +92,8 @@ struct Layout {
   DType dtype = DType::f32;       // f64: no optimizer, so one step
   Device device = test_device();  // of one rank; several are threads, which share the CPU's memory alone
   parallel::Groups::Wrap wrap = {};
+  std::function<std::unique_ptr<parallel::PeerGroup>(parallel::Communicator&)> peers =
+      {};  // of a shard group
 
   int ranks() const { return shard * replicate; }
 };
@@ -163,8 +165,10 @@ class TrainingRank {
         units.back().push_back({p.name, p.value, trains, {}, p.value->shape()});
       }
     }
-    fsdp_ = std::make_unique<parallel::Fsdp>(std::move(units), groups_.along(parallel::Axis::shard),
-                                             groups_.along(parallel::Axis::replicate), layout_.fsdp, device_);
+    fsdp_ = std::make_unique<parallel::Fsdp>(
+        std::move(units), groups_.along(parallel::Axis::shard), groups_.along(parallel::Axis::replicate),
+        layout_.fsdp, device_,
+        layout_.peers && layout_.shard > 1 ? layout_.peers(groups_.along(parallel::Axis::shard)) : nullptr);
     for (const auto& [name, value] : values) fsdp_->write(name, value);
     model_->set_observer(fsdp_.get());
     for (const parallel::OwnedPiece* piece : fsdp_->pieces()) {
