@@ -12,6 +12,10 @@ bool launched_by_mpi();
 /// This machine's name.
 std::string host_name();
 
+/// Before CUDA starts: as many hardware queues as there can be, so that streams that wait for other ranks do
+/// not hold up others. What the user has set stays.
+void prepare_cuda_environment();
+
 /// RIDGE_THREADS: threads of one rank.
 std::optional<int> threads_from_environment();
 

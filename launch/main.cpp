@@ -49,6 +49,7 @@ std::string complaint(const CLI::App& app, const CLI::ParseError& error) {
 }
 
 int run(int argc, char** argv, ridge::parallel::MpiSession& mpi) {
+  ridge::prepare_cuda_environment();
   CLI::App app{"Ridgeline: train, fine-tune and run large language models"};
   ridge::Context context(mpi);
   app.require_subcommand(1);

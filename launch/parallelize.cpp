@@ -191,7 +191,7 @@ void ParallelModel::shard() {
     }
   }
   fsdp_ = std::make_unique<parallel::Fsdp>(std::move(units), groups_.sharding(),
-                                           groups_.along(Axis::replicate), options_.fsdp, device_);
+                                           groups_.along(Axis::replicate), options_.fsdp, device_, peers());
   model_->set_observer(fsdp_.get());
   for (const parallel::OwnedPiece* piece : fsdp_->pieces()) {
     if (!piece->parameter->trains) continue;
@@ -199,6 +199,15 @@ void ParallelModel::shard() {
     trained_.push_back({piece->parameter->name, piece->value, options_.decay_all || logical.shape.ndim() >= 2,
                         logical.index, piece->begin});
   }
+}
+
+// Copy engines move what FSDP shares where GPUs of one host see each other's memory; else NCCL does.
+std::unique_ptr<parallel::PeerGroup> ParallelModel::peers() {
+  if (!options_.peer_copies || device_ != Device::cuda || groups_.sharding().size() == 1) return nullptr;
+  std::string why;
+  auto group = parallel::peer_group(groups_.sharding(), &why);
+  if (group == nullptr) notes_.push_back(fmt::format("parallel.peer_copies: NCCL is used: {}", why));
+  return group;
 }
 
 // One whole parameter at a time comes to life, and this rank keeps its piece.

@@ -17,6 +17,7 @@
 #include "parallel/context_parallel.h"
 #include "parallel/fsdp.h"
 #include "parallel/groups.h"
+#include "parallel/peer_memory.h"
 #include "parallel/pipeline.h"
 
 namespace ridge {
@@ -30,6 +31,7 @@ struct ParallelOptions {
   models::Recompute recompute = models::Recompute::none;
   bool deterministic = true;
   parallel::FsdpOptions fsdp;
+  bool peer_copies = true;         // FSDP's shards go by copy engines where GPUs see each other's memory
   bool sequence_parallel = false;  // norms and residuals cut over tp
   int tp_chunks = 1;               // above 1: products and collectives of tp overlap in so many pieces
   parallel::ContextKind context = parallel::ContextKind::ring;
@@ -99,6 +101,7 @@ class ParallelModel {
   void cut(const models::ModelConfig& config);
   std::map<std::string, parallel::Placement> place();
   void shard();
+  std::unique_ptr<parallel::PeerGroup> peers();
   void fill(const models::ModelWeights* weights);
   parallel::PipelineWork work(const std::vector<Batch>& batches, double scale,
                               const std::function<void(std::size_t)>& before);
