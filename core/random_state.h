@@ -19,6 +19,8 @@ struct RandomState {
   /// the order of the tensors. Empty: all of it.
   std::int64_t tokens = 0;
   std::vector<std::pair<std::int64_t, std::int64_t>> ranges = {};
+  /// Where it holds columns of the last dimension: the first of them, and the width of all; 0: it holds all.
+  std::int64_t first_column = 0, width = 0;
 
   /// The key of the next random op of this forward pass.
   RandomKey next_key() { return {mix_seed(seed, static_cast<std::uint64_t>(step)), next_call++}; }

@@ -29,28 +29,36 @@ void mask_row(const T* x, const std::uint32_t* words, std::uint32_t threshold, a
 }  // namespace
 
 template <class T>
-void dropout(Stream& stream, View<const T> x, double p, RandomKey key, std::uint64_t first, View<T> y) {
+void dropout(Stream& stream, View<const T> x, double p, RandomKey key, const MaskRows& rows, View<T> y) {
   check(x.shape == y.shape && x.contiguous() && y.contiguous(), "dropout: contiguous views of one shape");
   check(p >= 0 && p < 1, "dropout: probability in [0, 1)");
+  check(rows.length >= 1 && rows.step >= rows.length, "dropout: rows of a mask do not overlap");
   const std::int64_t n = x.numel();
   const std::uint32_t threshold = keep_threshold(p);
   const auto factor = static_cast<acc_t<T>>(1 / (1 - p));
+  const bool one_run = rows.length == rows.step;
   const auto mask = [&](std::int64_t begin, std::int64_t end) {
-    for_random_words(key, first, begin, end,
-                     [&](std::int64_t at, const std::uint32_t* words, std::int64_t count) {
-                       mask_row(x.data + at, words, threshold, factor, y.data + at, count);
-                     });
+    while (begin < end) {
+      const std::int64_t row = one_run ? 0 : begin / rows.length;
+      const std::int64_t stop = one_run ? end : std::min(end, (row + 1) * rows.length);
+      const std::uint64_t first = rows.first + static_cast<std::uint64_t>(row * (rows.step - rows.length));
+      for_random_words(key, first, begin, stop,
+                       [&](std::int64_t at, const std::uint32_t* words, std::int64_t count) {
+                         mask_row(x.data + at, words, threshold, factor, y.data + at, count);
+                       });
+      begin = stop;
+    }
   };
   launch(
       stream, "dropout", Work{static_cast<double>(n), x.bytes() + y.bytes()},
       [&] { parallel_for(n, kElementsPerTask, mask); },
-      [&] { cuda::dropout<T>(stream, x, threshold, factor, key, first, y); });
+      [&] { cuda::dropout<T>(stream, x, threshold, factor, key, rows, y); });
 }
 
-template void dropout<float>(Stream&, View<const float>, double, RandomKey, std::uint64_t, View<float>);
+template void dropout<float>(Stream&, View<const float>, double, RandomKey, const MaskRows&, View<float>);
 
-template void dropout<double>(Stream&, View<const double>, double, RandomKey, std::uint64_t, View<double>);
+template void dropout<double>(Stream&, View<const double>, double, RandomKey, const MaskRows&, View<double>);
 
-template void dropout<bf16>(Stream&, View<const bf16>, double, RandomKey, std::uint64_t, View<bf16>);
+template void dropout<bf16>(Stream&, View<const bf16>, double, RandomKey, const MaskRows&, View<bf16>);
 
 }  // namespace ridge::kernels

@@ -11,18 +11,16 @@
 namespace ridge::parallel {
 namespace {
 
-// Random ops inside see slices that differ between ranks: so do their masks.
-class RankRandomScope {
+// Random ops inside see columns of what one rank would.
+class ColumnsScope {
  public:
-  explicit RankRandomScope(int rank) : seed_(random_state().seed) {
-    random_state().seed = mix_seed(mix_seed(seed_, 0x7470), static_cast<std::uint64_t>(rank));
+  ColumnsScope(std::int64_t first, std::int64_t width) {
+    random_state().first_column = first;
+    random_state().width = width;
   }
-  ~RankRandomScope() { random_state().seed = seed_; }
-  RankRandomScope(const RankRandomScope&) = delete;
-  RankRandomScope& operator=(const RankRandomScope&) = delete;
-
- private:
-  std::uint64_t seed_;
+  ~ColumnsScope() { random_state().first_column = random_state().width = 0; }
+  ColumnsScope(const ColumnsScope&) = delete;
+  ColumnsScope& operator=(const ColumnsScope&) = delete;
 };
 
 Tensor brought_here(const TensorParallelism& how, const Tensor& x) {
@@ -66,7 +64,7 @@ Tensor RowParallelLinear::forward(const Tensor& x) const {
   if (is_plain(*piece_)) return row_linear(*how_, x, piece_->dense()->weight(), bias_);
   Tensor y;
   {
-    const RankRandomScope scope(how_->tp->rank());
+    const ColumnsScope scope(first_column_, width_);
     y = piece_->forward(x);
   }
   y = summed(*how_, y);

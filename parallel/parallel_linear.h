@@ -34,13 +34,19 @@ class ColumnParallelLinear final : public nn::Linear {
 };
 
 /// Some columns of the weight: x is this rank's columns, y the sum over ranks, to which the bias is added
-/// once. With sequence parallelism y is a piece of the sequence. Dropout inside drops independently on each
-/// rank: masks are not those of one rank.
+/// once. With sequence parallelism y is a piece of the sequence. Masks inside are those columns of one
+/// rank's.
 class RowParallelLinear final : public nn::Linear {
  public:
-  /// `piece` has no bias; `bias` [out] may be undefined.
-  RowParallelLinear(SharedParallelism how, std::unique_ptr<nn::Linear> piece, Tensor bias)
-      : how_(std::move(how)), piece_(std::move(piece)), bias_(std::move(bias)) {}
+  /// `piece` has no bias; `bias` [out] may be undefined. Of `width` columns in all this rank's begin with
+  /// `first_column`.
+  RowParallelLinear(SharedParallelism how, std::unique_ptr<nn::Linear> piece, Tensor bias,
+                    std::int64_t first_column, std::int64_t width)
+      : how_(std::move(how)),
+        piece_(std::move(piece)),
+        bias_(std::move(bias)),
+        first_column_(first_column),
+        width_(width) {}
   Tensor forward(const Tensor& x) const override;
   std::int64_t in_features() const override { return piece_->in_features(); }
   std::int64_t out_features() const override { return piece_->out_features(); }
@@ -51,6 +57,7 @@ class RowParallelLinear final : public nn::Linear {
   SharedParallelism how_;
   std::unique_ptr<nn::Linear> piece_;
   Tensor bias_;  // [out] or undefined
+  std::int64_t first_column_, width_;
 };
 
 /// Rows first .. of the table. With sequence parallelism its output is a piece of the sequence.

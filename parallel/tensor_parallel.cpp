@@ -104,7 +104,7 @@ class Cutter {
       if (whole_bias.defined())
         placements_[path + ".bias"] = Placement::whole(tp_.size(), tp_.rank(), how_->sequence_parallel);
       slot = std::make_unique<RowParallelLinear>(how_, std::make_unique<nn::DenseLinear>(weight, Tensor()),
-                                                 whole_bias);
+                                                 whole_bias, place.begin, dense->weight().dim(1));
       return;
     }
     Tensor bias;

@@ -196,7 +196,7 @@ struct AddScaled {
 // Elements of a tensor that follow one another in the mask, too.
 struct Run {
   std::int64_t begin, end;  // in the tensor
-  std::uint64_t first;      // of `begin` in the mask
+  kernels::MaskRows rows;   // from `begin` on
 };
 
 struct Dropout {
@@ -210,7 +210,7 @@ struct Dropout {
     visit_compute(y.dtype(), [&]<class T>(std::type_identity<T>) {
       for (const Run& run : runs) {
         kernels::dropout<T>(current_stream(y.device()), in.sliced(0, run.begin, run.end).view<T>(), p, key,
-                            run.first, y.sliced(0, run.begin, run.end).view<T>());
+                            run.rows, y.sliced(0, run.begin, run.end).view<T>());
       }
     });
     return y.reshaped(x.shape());
@@ -220,27 +220,29 @@ struct Dropout {
 };
 
 // x [B, T, ...]: rows count from the micro-batch's place, and where a rank holds parts of the sequences,
-// tokens from theirs.
+// tokens from theirs, columns too.
 std::vector<Run> mask_runs(const Tensor& x) {
   const RandomState& state = random_state();
   const std::int64_t rows = x.dim(0), row = rows > 0 ? x.numel() / rows : 0;
-  if (state.ranges.empty() || x.ndim() < 3)
-    return {{0, x.numel(), static_cast<std::uint64_t>(state.first_row * row)}};
+  const std::int64_t length = std::max<std::int64_t>(1, x.dim(-1));
+  const std::int64_t width = state.width > 0 ? state.width : length;
+  const auto rows_from = [&](std::int64_t word) {
+    return kernels::MaskRows{static_cast<std::uint64_t>(word / length * width + state.first_column), length,
+                             width};
+  };
+  if (state.ranges.empty() || x.ndim() < 3) return {{0, x.numel(), rows_from(state.first_row * row)}};
   const std::int64_t token = row / x.dim(1);
   std::vector<Run> runs;
+  std::int64_t follows = -1;  // the word after the last run, as if this rank had all columns
   std::int64_t at = 0;
   for (std::int64_t b = 0; b < rows; ++b) {
     for (const auto& [begin, end] : state.ranges) {
       const std::int64_t first = ((state.first_row + b) * state.tokens + begin) * token;
-      const auto mask = static_cast<std::uint64_t>(first);
-      const bool follows =
-          !runs.empty() && mask - runs.back().first == static_cast<std::uint64_t>(at - runs.back().begin);
-      at += (end - begin) * token;
-      if (follows) {
-        runs.back().end = at;
-      } else {
-        runs.push_back({at - (end - begin) * token, at, mask});
-      }
+      const std::int64_t held = (end - begin) * token;
+      if (first != follows) runs.push_back({at, at, rows_from(first)});
+      at += held;
+      runs.back().end = at;
+      follows = first + held;
     }
   }
   if (at != x.numel()) fail("dropout: {} where the ranks' ranges hold {} elements", to_string(x.shape()), at);

@@ -79,11 +79,39 @@ TYPED_TEST(Dropout, PiecesEqualTheWholeAndThreadsDoNotMatter) {
   EXPECT_EQ(x.values(), y.values()) << "in place";
 }
 
+// Columns of something wider get the mask that they have there.
+TYPED_TEST(Dropout, ColumnsEqualThoseOfTheWhole) {
+  using T = TypeParam;
+  const struct {
+    std::int64_t rows, width, begin, end;
+    std::uint64_t first;
+  } cases[] = {{5, 24, 8, 20, 48},         {7, 13, 4, 9, 5}, {301, 130, 65, 130, 3},
+               {301, 256, 128, 256, 1024}, {3, 1, 0, 1, 2},  {9, 40, 39, 40, 1}};
+  for (const auto& c : cases) {
+    const std::int64_t length = c.end - c.begin;
+    Array<T> x({c.rows, c.width}), y({c.rows, c.width}), part({c.rows, length}), got({c.rows, length});
+    x.randomize(1, 1, 2);
+    dropout<T>(test_stream(), x.in(), 0.3, kKey, c.first, y.view());
+    const auto whole = y.values();
+    std::vector<double> want;
+    for (std::int64_t r = 0; r < c.rows; ++r) {
+      for (std::int64_t k = c.begin; k < c.end; ++k) {
+        part.data()[want.size()] = x.data()[static_cast<std::size_t>(r * c.width + k)];
+        want.push_back(whole[static_cast<std::size_t>(r * c.width + k)]);
+      }
+    }
+    const MaskRows rows{c.first + static_cast<std::uint64_t>(c.begin), length, c.width};
+    dropout<T>(test_stream(), part.in(), 0.3, kKey, rows, got.view());
+    EXPECT_EQ(got.values(), want) << c.width;
+  }
+}
+
 TEST(DropoutErrors, ProbabilityAndLayout) {
   Array<float> x({4, 4}), y({4, 4}), sliced({4, 4}, {5, 1});
   EXPECT_THROW(dropout<float>(test_stream(), x.in(), 1.0, kKey, 0, y.view()), Error);
   EXPECT_THROW(dropout<float>(test_stream(), x.in(), -0.1, kKey, 0, y.view()), Error);
   EXPECT_THROW(dropout<float>(test_stream(), sliced.in(), 0.1, kKey, 0, y.view()), Error);
+  EXPECT_THROW(dropout<float>(test_stream(), x.in(), 0.1, kKey, MaskRows{0, 4, 3}, y.view()), Error);
 }
 
 TEST(DropoutWork, CountsEveryByteOnce) {
