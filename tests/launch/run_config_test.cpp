@@ -287,12 +287,10 @@ TEST(RunConfig, LoadNamesTheFile) {
 
 TEST(RunConfig, ResolveSharesOutTheRanks) {
   RunConfig c = parse(kExample);
-  const std::vector<std::string> notes = resolve(c, 4);
+  EXPECT_TRUE(resolve(c, 4).empty());
   EXPECT_EQ(c.parallel().shard(), 4);
   EXPECT_EQ(data_parallel_degree(c), 4);
   EXPECT_EQ(c.train().micro_batch(), 1);
-  ASSERT_EQ(notes.size(), 1u);
-  EXPECT_NE(notes[0].find("parallel.shard 4"), std::string::npos);
   c = parse(kExample, {"parallel.replicate=-1", "parallel.shard=2"});
   resolve(c, 4);
   EXPECT_EQ(c.parallel().replicate(), 2);
