@@ -10,24 +10,30 @@ namespace {
 
 using namespace testing;
 
-template <class T>
+template <class Part, class Sum>
+struct Pair {
+  using T = Part;
+  using Y = Sum;
+};
+template <class P>
 class SumParts : public ::testing::Test {};
-using Types = ::testing::Types<float, bf16>;
+using Types = ::testing::Types<Pair<float, float>, Pair<bf16, float>, Pair<bf16, bf16>, Pair<double, double>>;
 TYPED_TEST_SUITE(SumParts, Types);
 
-/// Element by element, in the order of parts.
-template <class T>
+/// Element by element, in the order of parts; y is rounded once.
+template <class T, class Y>
 std::vector<double> expected(const std::vector<Array<T>>& parts, const std::vector<double>& y, bool adds) {
   std::vector<double> out;
   for (std::size_t i = 0; i < y.size(); ++i) {
-    auto sum = static_cast<float>(parts[0].values()[i]);
-    for (std::size_t p = 1; p < parts.size(); ++p) sum += static_cast<float>(parts[p].values()[i]);
-    out.push_back(adds ? static_cast<float>(y[i]) + sum : sum);
+    auto sum = static_cast<acc_t<T>>(parts[0].values()[i]);
+    for (std::size_t p = 1; p < parts.size(); ++p) sum += static_cast<acc_t<T>>(parts[p].values()[i]);
+    if (adds) sum = static_cast<acc_t<T>>(y[i]) + sum;
+    out.push_back(static_cast<double>(static_cast<acc_t<Y>>(static_cast<Y>(sum))));
   }
   return out;
 }
 
-template <class T>
+template <class T, class Y>
 void expect_sum(std::size_t count, std::int64_t n, std::int64_t offset, bool adds) {
   std::vector<Array<T>> parts;
   std::vector<View<const T>> views;
@@ -36,22 +42,24 @@ void expect_sum(std::size_t count, std::int64_t n, std::int64_t offset, bool add
     parts.back().randomize(p + 1);
   }
   for (const Array<T>& part : parts) views.emplace_back(part.in().data + offset, Shape{n - offset});
-  Array<float> y({n});
+  Array<Y> y({n});
   y.randomize(99);
   const std::vector<double> before = y.values();
-  std::vector<double> want = expected(parts, before, adds);
+  std::vector<double> want = expected<T, Y>(parts, before, adds);
   std::copy_n(before.begin(), offset, want.begin());
-  sum_parts<T>(test_stream(), views, View<float>(y.view().data + offset, {n - offset}), adds);
+  sum_parts<T, Y>(test_stream(), views, View<Y>(y.view().data + offset, {n - offset}), adds);
   EXPECT_EQ(y.values(), want) << count << " parts of " << n << " from " << offset;
 }
 
 TYPED_TEST(SumParts, HaveTheBitsOfSumsInOrder) {
+  using T = typename TypeParam::T;
+  using Y = typename TypeParam::Y;
   for (const std::size_t count : {1, 2, 3, 4, 5, 8, 9}) {
     for (const std::int64_t n : {1, 4, 61, 1028}) {
-      for (const bool adds : {false, true}) expect_sum<TypeParam>(count, n, 0, adds);
+      for (const bool adds : {false, true}) expect_sum<T, Y>(count, n, 0, adds);
     }
   }
-  expect_sum<TypeParam>(4, 1029, 1, true);
+  expect_sum<T, Y>(4, 1029, 1, true);
 }
 
 TEST(SumPartsInPlace, TheSumMayBeOneOfTheParts) {
