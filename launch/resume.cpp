@@ -19,6 +19,7 @@ config::RunConfig comparable(config::RunConfig run) {
   run.clear_output();
   run.clear_device();
   run.clear_parallel();
+  run.mutable_optim()->clear_offload();
   run.mutable_data()->clear_valid();
   config::Train& train = *run.mutable_train();
   train.clear_steps();

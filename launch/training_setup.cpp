@@ -19,6 +19,7 @@ optim::OptimizerOptions optimizer_options(const config::RunConfig& run) {
   to.momentum = from.momentum();
   to.nesterov = from.nesterov();
   to.moments = parse_dtype(from.moments());
+  to.offload = from.offload() == "cpu";
   return to;
 }
 

@@ -4,27 +4,28 @@
 #include <cmath>
 
 #include "core/autograd.h"
+#include "core/base/cuda.h"
 #include "core/base/stream.h"
 #include "kernels/adamw.h"
 #include "kernels/elementwise.h"
 #include "kernels/reduce.h"
+#include "optim/offload.h"
 
 namespace ridge::optim {
 namespace {
 
-Tensor zeros_like(const Tensor& value, DType dtype) {
+Tensor state_zeros(const Shape& shape, DType dtype, Device device, bool offload) {
   const PurposeScope purpose(Purpose::moments);
-  return Tensor::zeros(value.shape(), dtype, value.device());
+  return offload ? offloaded_zeros(shape, dtype, device) : Tensor::zeros(shape, dtype, device);
 }
 
 // Two bytes an element, zero: the master of a bf16 parameter begins at its value. Undefined for f32
 // parameters.
-Tensor low_half_of(const Tensor& value) {
+Tensor low_half_of(const Tensor& value, bool offload) {
   if (value.dtype() == DType::f32) return {};
-  const PurposeScope purpose(Purpose::moments);
   Shape shape = value.shape();
   shape[-1] *= 2;
-  return Tensor::zeros(shape, DType::i8, value.device());
+  return state_zeros(shape, DType::i8, value.device(), offload);
 }
 
 View<std::int16_t> halves(const Tensor& low, const Tensor& value) {
@@ -50,9 +51,11 @@ class Rule : public Optimizer {
        std::vector<std::string> moments)
       : options_(options), parameters_(std::move(parameters)), moments_(std::move(moments)) {
     for (const TrainedParameter& p : parameters_) {
-      Slot slot{{}, low_half_of(p.value)};
+      // State of the CPU's parameters is in host memory as it is.
+      offload_ = options.offload && planned_device(p.value.device()) == Device::cuda;
+      Slot slot{{}, low_half_of(p.value, offload_)};
       for (std::size_t i = 0; i < moments_.size(); ++i)
-        slot.moments.push_back(zeros_like(p.value, options.moments));
+        slot.moments.push_back(state_zeros(p.value.shape(), options.moments, p.value.device(), offload_));
       slots_.push_back(std::move(slot));
     }
   }
@@ -62,12 +65,21 @@ class Rule : public Optimizer {
     ++steps_;
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       const Tensor grad = autograd::grad_of(parameters_[i].value);
-      if (grad.defined()) update(i, grad.view<float>(), lr, scale);
+      if (!grad.defined()) continue;
+      if (!offload_) {
+        update(i, slots_[i], grad.view<float>(), lr, scale);
+        continue;
+      }
+      const Slot visitor = fetched(i);
+      update(i, visitor, grad.view<float>(), lr, scale);
+      put_back(visitor, slots_[i]);
     }
   }
 
   std::vector<StateTensor> state() const override {
     std::vector<StateTensor> all;
+    if (offload_ && !parameters_.empty() && parameters_.front().value.device() == Device::cuda)
+      cuda::synchronize(current_stream(Device::cuda));  // what comes back is there
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       const std::string& name = parameters_[i].name;
       for (std::size_t m = 0; m < moments_.size(); ++m)
@@ -78,7 +90,20 @@ class Rule : public Optimizer {
   }
 
  protected:
-  virtual void update(std::size_t i, View<const float> grad, double lr, const GradientScale& scale) = 0;
+  virtual void update(std::size_t i, const Slot& state, View<const float> grad, double lr,
+                      const GradientScale& scale) = 0;
+
+  Slot fetched(std::size_t i) const {
+    const Device device = parameters_[i].value.device();
+    Slot visitor;
+    for (const Tensor& moment : slots_[i].moments) visitor.moments.push_back(fetch_state(moment, device));
+    if (slots_[i].low.defined()) visitor.low = fetch_state(slots_[i].low, device);
+    return visitor;
+  }
+  static void put_back(const Slot& visitor, const Slot& kept) {
+    for (std::size_t m = 0; m < kept.moments.size(); ++m) return_state(visitor.moments[m], kept.moments[m]);
+    if (kept.low.defined()) return_state(visitor.low, kept.low);
+  }
 
   // The fields that every rule's kernel takes.
   template <class Step>
@@ -97,6 +122,7 @@ class Rule : public Optimizer {
   std::vector<TrainedParameter> parameters_;
   std::vector<std::string> moments_;
   std::vector<Slot> slots_;
+  bool offload_ = false;
 };
 
 class AdamW final : public Rule {
@@ -105,13 +131,15 @@ class AdamW final : public Rule {
       : Rule(options, std::move(parameters), {"exp_avg", "exp_avg_sq"}) {}
 
  private:
-  void update(std::size_t i, View<const float> grad, double lr, const GradientScale& scale) override {
-    if (options_.moments == DType::bf16) return update_as<bf16>(i, grad, lr, scale);
-    update_as<float>(i, grad, lr, scale);
+  void update(std::size_t i, const Slot& s, View<const float> grad, double lr,
+              const GradientScale& scale) override {
+    if (options_.moments == DType::bf16) return update_as<bf16>(i, s, grad, lr, scale);
+    update_as<float>(i, s, grad, lr, scale);
   }
 
   template <class M>
-  void update_as(std::size_t i, View<const float> grad, double lr, const GradientScale& scale) {
+  void update_as(std::size_t i, const Slot& s, View<const float> grad, double lr,
+                 const GradientScale& scale) {
     auto step = common<kernels::AdamWStep>(i, lr, scale);
     step.beta1 = options_.beta1;
     step.beta2 = options_.beta2;
@@ -119,7 +147,6 @@ class AdamW final : public Rule {
     step.parameter = parameters_[i].index;
     step.first = parameters_[i].first;
     const Tensor& value = parameters_[i].value;
-    const Slot& s = slots_[i];
     Stream& stream = current_stream(value.device());
     const View<M> m = s.moments[0].view<M>(), v = s.moments[1].view<M>();
     if (s.low.defined())
@@ -135,12 +162,12 @@ class Sgd final : public Rule {
              options.momentum > 0 ? std::vector<std::string>{"momentum"} : std::vector<std::string>{}) {}
 
  private:
-  void update(std::size_t i, View<const float> grad, double lr, const GradientScale& scale) override {
+  void update(std::size_t i, const Slot& s, View<const float> grad, double lr,
+              const GradientScale& scale) override {
     auto step = common<kernels::SgdStep>(i, lr, scale);
     step.momentum = options_.momentum;
     step.nesterov = options_.nesterov;
     const Tensor& value = parameters_[i].value;
-    const Slot& s = slots_[i];
     Stream& stream = current_stream(value.device());
     const View<float> momentum = s.moments.empty() ? View<float>() : s.moments[0].view<float>();
     if (s.low.defined())

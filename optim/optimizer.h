@@ -32,6 +32,7 @@ struct OptimizerOptions {
   double momentum = 0;         // sgd
   bool nesterov = false;       // sgd
   DType moments = DType::f32;  // adamw: or bf16, rounded stochastically
+  bool offload = false;        // of a GPU: state lives in host memory, and visits for each update
 };
 
 /// What gradients are multiplied by before they are used: `factor`, and, where `norm` is there (f64 [1] on
@@ -48,7 +49,7 @@ class Optimizer {
   /// Moves every parameter that has a gradient. Queued: the host does not wait.
   virtual void step(double lr, const GradientScale& scale) = 0;
   void step(double lr, double factor) { step(lr, GradientScale{factor}); }
-  /// Everything but the step count that a resumed run needs.
+  /// Everything but the step count that a resumed run needs; on the CPU where it is offloaded.
   virtual std::vector<StateTensor> state() const = 0;
   std::int64_t steps() const { return steps_; }
   void set_steps(std::int64_t steps) { steps_ = steps; }
