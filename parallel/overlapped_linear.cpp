@@ -5,6 +5,7 @@
 #include "core/autograd.h"
 #include "core/ops/weight_group.h"
 #include "parallel/collective_ops.h"
+#include "parallel/peer_pieces.h"
 #include "parallel/staged_collectives.h"
 
 namespace ridge::parallel {
@@ -18,7 +19,46 @@ using autograd::Saved;
 
 bool cuts_sequence(const TensorParallelism& how) { return how.sequence_parallel && how.tp->size() > 1; }
 
-Tensor range_of(const Tensor& t_MC, RowRange r) { return t_MC.sliced(0, r.begin, r.end); }
+bool pulls(const TensorParallelism& how) {
+  return how.peers != nullptr && how.chunks > 1 && cuts_sequence(how);
+}
+
+/// All ranks' pieces of a sequence on their way here.
+class SequenceGather {
+ public:
+  /// Starts it, in one stage or in the stages that `how` asks for. Without `own` this rank's piece may be
+  /// missing in `whole`.
+  SequenceGather(const TensorParallelism& how, const Tensor& piece_BtC, const Tensor& whole_BTC, bool staged,
+                 bool own)
+      : whole_(whole_BTC) {
+    if (pulls(how)) pull_ = PeerPull::start(*how.peers, piece_BtC, whole_BTC, staged ? how.chunks : 2, own);
+    if (pull_ == nullptr) gather_.emplace(*how.tp, piece_BtC, whole_BTC, staged ? how.chunks : 1);
+  }
+
+  /// Stage by stage.
+  void for_each(const UseRows& use) {
+    if (pull_ != nullptr) {
+      for (int stage = 0; stage < pull_->stages(); ++stage) pull_->wait(stage, use);
+      return;
+    }
+    for (std::size_t stage = 0; stage < gather_->stages(); ++stage) {
+      for (const RowRange& r : gather_->wait(stage)) use(RowSelection(r).of(whole_), RowSelection(r));
+    }
+  }
+  void wait() { pull_ != nullptr ? pull_->wait() : gather_->wait(); }
+
+ private:
+  Tensor whole_;
+  std::unique_ptr<PeerPull> pull_;
+  std::optional<StagedGather> gather_;
+};
+
+void start_sequence_scatter(const TensorParallelism& how, const Tensor& piece_BtC, const MakeRows& make,
+                            InFlight& flight) {
+  std::unique_ptr<PeerSum> sum = pulls(how) ? PeerSum::start(*how.peers, piece_BtC, make) : nullptr;
+  if (sum == nullptr) return start_staged_scatter(*how.tp, how.chunks, piece_BtC, make, flight);
+  flight.add(std::move(sum), {});
+}
 
 // Inputs: x, then the weights, then the biases.
 struct ColumnOp {
@@ -35,8 +75,8 @@ struct ColumnOp {
     return shape;
   }
 
-  // {y, x of all tokens}
-  std::pair<Tensor, Tensor> forward(const std::vector<Tensor>& in, const Needs& needs) {
+  // {y, x of all tokens where that is wanted}
+  std::pair<Tensor, Tensor> forward(const std::vector<Tensor>& in, const Needs& needs, bool want_whole) {
     const Tensor& x = in[0];
     group = WeightGroup(x, {in.begin() + 1, in.begin() + 1 + static_cast<std::ptrdiff_t>(count)});
     x_shape = x.shape();
@@ -44,22 +84,20 @@ struct ColumnOp {
     if (group.any_trained(needs)) x_MK = Saved(flat);
     const Tensor y = Tensor::empty(with_last(whole_shape(), group.outputs()), x.dtype(), x.device());
     const Tensor y_MN = y.reshaped({-1, group.outputs()});
-    const Tensor whole = cuts_sequence(how) ? gather_and_multiply(flat, y_MN) : x;
+    const Tensor whole = cuts_sequence(how) ? gather_and_multiply(flat, y, want_whole) : x;
     if (!cuts_sequence(how)) group.product(flat, y_MN);
     for (std::size_t i = 0; i < count; ++i) {
       if (in[1 + count + i].defined()) add_bias(group.columns(y_MN, i), in[1 + count + i]);
     }
     if (!needs[0]) group.drop();
-    return {y, whole};
+    return {y, want_whole ? whole : Tensor()};
   }
 
-  Tensor gather_and_multiply(const Tensor& piece_MK, const Tensor& y_MN) const {
+  Tensor gather_and_multiply(const Tensor& piece_MK, const Tensor& y, bool own) const {
     const Tensor whole = Tensor::empty(whole_shape(), piece_MK.dtype(), piece_MK.device());
-    const Tensor whole_MK = rows(whole);
-    StagedGather gather(*how.tp, piece_MK.reshaped(x_shape), whole, how.chunks);
-    for (std::size_t stage = 0; stage < gather.stages(); ++stage) {
-      for (const RowRange& r : gather.wait(stage)) group.product(range_of(whole_MK, r), range_of(y_MN, r));
-    }
+    SequenceGather gather(how, piece_MK.reshaped(x_shape), whole, true, own);
+    gather.for_each([&](const Tensor& x, const RowSelection& where) { group.product(x, where.of(y)); });
+    if (own) gather.wait();
     return whole;
   }
 
@@ -73,7 +111,7 @@ struct ColumnOp {
       group.input_gradient(selected.of(dy), to, extra.defined() ? 1 : 0);
     };
     if (cuts_sequence(how)) {
-      start_staged_scatter(*how.tp, how.chunks, dx, make, flight);
+      start_sequence_scatter(how, dx, make, flight);
     } else {
       start_staged_reduce(*how.tp, how.chunks, rows(dx), make, flight);
     }
@@ -83,12 +121,12 @@ struct ColumnOp {
   Grads vjp(const Tensor& dy_any, const Tensor& dwhole, const Needs& needs, const PassContext& pass) const {
     const Tensor dy = dy_any.as_contiguous();
     Grads grads(1 + 2 * count);
-    std::optional<StagedGather> gather;
+    std::optional<SequenceGather> gather;
     Saved whole = x_MK;
     if (cuts_sequence(how) && group.any_trained(needs)) {
       const Tensor x = x_MK.get().reshaped(x_shape);
       const Tensor all = Tensor::empty(whole_shape(), x.dtype(), x.device());
-      gather.emplace(*how.tp, x, all, 1);
+      gather.emplace(how, x, all, false, true);
       whole = Saved(rows(all));
     }
     InFlight flight;
@@ -142,7 +180,7 @@ struct RowOp {
     };
     InFlight flight;
     if (cuts_sequence(how)) {
-      start_staged_scatter(*how.tp, how.chunks, y, make, flight);
+      start_sequence_scatter(how, y, make, flight);
     } else {
       start_staged_reduce(*how.tp, how.chunks, rows(y), make, flight);
     }
@@ -176,12 +214,11 @@ struct RowOp {
   // The whole dy, and dx from it where that is defined.
   Tensor gather_and_multiply(const Tensor& dy, const Tensor& dx) const {
     const Tensor whole = Tensor::empty(with_last(x_shape, group.outputs()), dy.dtype(), dy.device());
-    StagedGather gather(*how.tp, dy, whole, dx.defined() ? how.chunks : 1);
-    for (std::size_t stage = 0; stage < gather.stages(); ++stage) {
-      for (const RowRange& r : gather.wait(stage)) {
-        if (dx.defined()) group.input_gradient(range_of(rows(whole), r), range_of(rows(dx), r));
-      }
-    }
+    SequenceGather gather(how, dy, whole, dx.defined(), true);
+    gather.for_each([&](const Tensor& rows, const RowSelection& where) {
+      if (dx.defined()) group.input_gradient(rows, where.of(dx));
+    });
+    gather.wait();
     return whole;
   }
 };
@@ -214,9 +251,8 @@ std::pair<Tensor, Tensor> column_linear(const TensorParallelism& how, const Tens
   std::pair<Tensor, Tensor> out;
   {
     const autograd::NoGradScope no_grad;
-    out = op.forward(values, needs);
+    out = op.forward(values, needs, want_whole);
   }
-  if (!want_whole) out.second = {};
   if (!autograd::grad_enabled()) {
     for (const Tensor& input : inputs) autograd::detail::note_leaf(input.edge());
   }

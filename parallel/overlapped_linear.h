@@ -2,6 +2,7 @@
 // Wang et al., ASPLOS 2023; Jangda et al., CoCoNet, 2022). B samples, T tokens, K inputs, N outputs.
 #pragma once
 
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -10,11 +11,16 @@
 
 namespace ridge::parallel {
 
+class PeerPieces;
+
 /// How the ranks of tp share layers.
 struct TensorParallelism {
   Communicator* tp = nullptr;
   bool sequence_parallel = false;  // between layers each rank has its piece [B, T / tp, C] of the sequence
   int chunks = 1;                  // stages that a collective and its product are cut into, at the least
+  /// Copy engines carry pieces of a sequence where chunks > 1; null: collectives do. A gather is cut into
+  /// `chunks` stages then, but no more than ranks, and a sum into one for each rank.
+  std::shared_ptr<PeerPieces> peers = nullptr;
 };
 
 /// y [B, T, N]: x w' + bias with this rank's rows of the weights, side by side; and x of all tokens, defined

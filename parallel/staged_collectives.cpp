@@ -91,6 +91,7 @@ const std::vector<RowRange>& StagedGather::wait(std::size_t stage) {
 
 Tensor RowSelection::of(const Tensor& x) const {
   if (ranks_ == 0) return x.reshaped({-1, x.dim(-1)}).sliced(0, rows_.begin, rows_.end);
+  if (ranks_ == kEverySample) return x.sliced(1, rows_.begin, rows_.end);
   return x.sliced(0, sample_, sample_ + 1)
       .reshaped({ranks_, x.dim(1) / ranks_, x.dim(2)})
       .sliced(1, rows_.begin, rows_.end);

@@ -42,22 +42,24 @@ class StagedGather {
   std::vector<Stage> stages_;
 };
 
-/// Some rows of contiguous tensors [B, T, C], whatever C: consecutive ones, or the same of every rank's piece
-/// of a sample.
+/// Some rows of contiguous tensors [B, T, C], whatever C: consecutive ones, the same of every rank's piece of
+/// a sample, or the same tokens of every sample.
 class RowSelection {
  public:
   explicit RowSelection(RowRange rows) : rows_(rows) {}
   RowSelection(std::int64_t sample, int ranks, RowRange of_each)
       : rows_(of_each), sample_(sample), ranks_(ranks) {}
-  /// [M, C], or [ranks, M, C]
+  static RowSelection of_tokens(RowRange tokens) { return {0, kEverySample, tokens}; }
+  /// [M, C], or [ranks, M, C], or [B, M, C]
   Tensor of(const Tensor& x) const;
 
  private:
   RowRange rows_;
   std::int64_t sample_ = 0;
+  static constexpr int kEverySample = -1;
   int ranks_ = 0;  // 0: consecutive rows
 };
-/// Fills `to`, [M, C] or [tp, M, C], for those rows.
+/// Fills `to`, [M, C], [tp, M, C] or [B, M, C], for those rows.
 using MakeRows = std::function<void(const RowSelection& rows, const Tensor& to)>;
 
 /// `piece` [B, t, C] becomes this rank's part of the sum over ranks of what `make` makes of [B, T, C]. A

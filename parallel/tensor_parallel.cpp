@@ -7,6 +7,7 @@
 
 #include "parallel/collective_ops.h"
 #include "parallel/parallel_linear.h"
+#include "parallel/peer_pieces.h"
 
 namespace ridge::parallel {
 namespace {
@@ -61,7 +62,10 @@ class Cutter {
       : model_(model),
         tp_(tp),
         how_(std::make_shared<TensorParallelism>(
-            TensorParallelism{&tp, options.sequence_parallel, std::max(options.chunks, 1)})) {}
+            TensorParallelism{&tp, options.sequence_parallel, std::max(options.chunks, 1)})) {
+    if (options.peers != nullptr && how_->chunks > 1)
+      how_->peers = std::make_shared<PeerPieces>(std::move(options.peers));
+  }
 
   std::map<std::string, Placement> run() {
     check(model_.device() == Device::meta, "a model is cut on meta");

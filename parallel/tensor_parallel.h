@@ -4,17 +4,20 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 
 #include "core/models/llama.h"
 #include "parallel/communicator.h"
+#include "parallel/peer_memory.h"
 #include "parallel/placement.h"
 
 namespace ridge::parallel {
 
 struct TensorParallelOptions {
-  bool sequence_parallel = false;  // norms and residuals on pieces of the sequence
-  int chunks = 1;                  // above 1: products and collectives overlap in so many stages
+  bool sequence_parallel = false;              // norms and residuals on pieces of the sequence
+  int chunks = 1;                              // above 1: products and collectives overlap in so many stages
+  std::shared_ptr<PeerGroup> peers = nullptr;  // of tp; with chunks: copy engines carry pieces of a sequence
 };
 
 /// A UserError unless `tp` ranks can share such a model, with the nearest number that can: query heads and
@@ -24,7 +27,8 @@ void check_tensor_parallel(const models::ModelConfig& config, int tp, bool seque
                            std::int64_t sequence_length);
 
 /// Puts this rank's pieces in place of the layers of a model that was built on meta, and says where every
-/// parameter of it lies; those of units that were dropped are left out. `tp` must outlive the model.
+/// parameter of it lies; those of units that were dropped are left out. `tp` must outlive the model,
+/// and so must the group of ranks of `options.peers`; all ranks give such a model up together.
 /// Key-value heads that are fewer than ranks have tp / kv_heads copies each, whose gradients are parts of a
 /// sum. The vocabulary is cut in pieces of ceil(V / tp) ids, the last ones shorter, or empty. Under sequence
 /// parallelism norms and biases after a sum have partial gradients.

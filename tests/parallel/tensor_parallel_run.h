@@ -1,6 +1,7 @@
 // One rank and several ranks of tp on the same model, batch and weights: losses and whole gradients.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
@@ -51,6 +52,7 @@ struct TpLayout {
   int tp = 1;
   bool sequence_parallel = false;
   int chunks = 1;
+  std::function<std::shared_ptr<parallel::PeerGroup>(parallel::Communicator& tp)> peers = nullptr;
 };
 
 using Tensors = std::map<std::string, Tensor>;
@@ -155,7 +157,8 @@ struct TpModel {
           Device device = Device::cpu, const std::vector<models::LayerRange>& stages = {})
       : model(std::make_unique<models::Llama>(c.config, c.dtype, Device::meta)) {
     if (!stages.empty()) model->keep(stages);
-    placements = parallel::apply_tensor_parallel(*model, tp, {layout.sequence_parallel, layout.chunks});
+    placements = parallel::apply_tensor_parallel(
+        *model, tp, {layout.sequence_parallel, layout.chunks, layout.peers ? layout.peers(tp) : nullptr});
     add_adapters(*model, c, Device::meta);
     for (const nn::Parameter& p : model->parameters()) {
       if (lora::is_adapter_parameter(p.name)) {

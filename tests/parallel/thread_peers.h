@@ -128,6 +128,7 @@ class ThreadQueue final : public parallel::PeerQueue {
     queue([=, this] { flags_.await(rank_, flag, peer, count); });
   }
   std::unique_ptr<parallel::Pending> mark(const char*) override {
+    if (worker_ == nullptr) return std::make_unique<Mark>(nullptr, nullptr, false);  // all is done
     return std::make_unique<Mark>(worker_->point(), worker_ == compute_ ? nullptr : compute_,
                                   compute_ == nullptr);
   }
@@ -213,10 +214,11 @@ class ThreadPeers final : public parallel::PeerGroup {
   ThreadQueue compute_;
 };
 
-/// Peers whose compute stream is the thread of each rank: for what computes on the CPU.
+/// Peers whose compute stream is the thread of each rank: for what computes on the CPU. `serial`: so are all
+/// queues, in the order in which work is queued.
 class HerePeers final : public parallel::PeerGroup {
  public:
-  explicit HerePeers(parallel::Communicator& ranks) : ranks_(ranks) {
+  explicit HerePeers(parallel::Communicator& ranks, bool serial = false) : ranks_(ranks), serial_(serial) {
     if (rank() == 0) own_ = std::make_unique<SharedFlags>();
     flags_ = reinterpret_cast<SharedFlags*>(share_addresses(ranks, own_.get(), 0).of[0]);
     compute_ = std::make_unique<ThreadQueue>(nullptr, nullptr, *flags_, rank());
@@ -233,12 +235,14 @@ class HerePeers final : public parallel::PeerGroup {
   }
   parallel::PeerQueue& compute() override { return *compute_; }
   std::unique_ptr<parallel::PeerQueue> make_queue() override {
+    if (serial_) return std::make_unique<ThreadQueue>(nullptr, nullptr, *flags_, rank());
     workers_.push_back(std::make_shared<Worker>(workers_.size() * 100 + static_cast<std::size_t>(rank())));
     return std::make_unique<ThreadQueue>(workers_.back(), nullptr, *flags_, rank());
   }
 
  private:
   parallel::Communicator& ranks_;
+  const bool serial_;
   std::unique_ptr<SharedFlags> own_;
   SharedFlags* flags_;
   std::unique_ptr<ThreadQueue> compute_;
