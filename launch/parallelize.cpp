@@ -145,8 +145,9 @@ std::map<std::string, Placement> ParallelModel::place() {
   parallel::Communicator& tp = groups_.along(Axis::tp);
   std::map<std::string, Placement> placements;
   if (tp.size() > 1) {
-    placements =
-        parallel::apply_tensor_parallel(*model_, tp, {options_.sequence_parallel, options_.tp_chunks});
+    parallel::TensorParallelOptions how{options_.sequence_parallel, options_.tp_chunks};
+    if (how.sequence_parallel && how.chunks > 1) how.peers = peers(tp);
+    placements = parallel::apply_tensor_parallel(*model_, tp, std::move(how));
   } else {
     for (const nn::Parameter& p : model_->parameters()) placements[p.name] = {};
   }
@@ -190,8 +191,9 @@ void ParallelModel::shard() {
       units.back().push_back(std::move(held));
     }
   }
-  fsdp_ = std::make_unique<parallel::Fsdp>(std::move(units), groups_.sharding(),
-                                           groups_.along(Axis::replicate), options_.fsdp, device_, peers());
+  fsdp_ =
+      std::make_unique<parallel::Fsdp>(std::move(units), groups_.sharding(), groups_.along(Axis::replicate),
+                                       options_.fsdp, device_, peers(groups_.sharding()));
   model_->set_observer(fsdp_.get());
   for (const parallel::OwnedPiece* piece : fsdp_->pieces()) {
     if (!piece->parameter->trains) continue;
@@ -201,11 +203,12 @@ void ParallelModel::shard() {
   }
 }
 
-// Copy engines move what FSDP shares where GPUs of one host see each other's memory; else NCCL does.
-std::unique_ptr<parallel::PeerGroup> ParallelModel::peers() {
-  if (!options_.peer_copies || device_ != Device::cuda || groups_.sharding().size() == 1) return nullptr;
+// Copy engines move what FSDP and cut layers share where GPUs of one host see each other's memory; else NCCL
+// does.
+std::unique_ptr<parallel::PeerGroup> ParallelModel::peers(parallel::Communicator& ranks) {
+  if (!options_.peer_copies || device_ != Device::cuda || ranks.size() == 1) return nullptr;
   std::string why;
-  auto group = parallel::peer_group(groups_.sharding(), &why);
+  auto group = parallel::peer_group(ranks, &why);
   if (group == nullptr) notes_.push_back(fmt::format("parallel.peer_copies: NCCL is used: {}", why));
   return group;
 }

@@ -31,7 +31,7 @@ struct ParallelOptions {
   models::Recompute recompute = models::Recompute::none;
   bool deterministic = true;
   parallel::FsdpOptions fsdp;
-  bool peer_copies = true;         // FSDP's shards go by copy engines where GPUs see each other's memory
+  bool peer_copies = true;         // copy engines where GPUs see each other's memory: FSDP, pieces of tp
   bool sequence_parallel = false;  // norms and residuals cut over tp
   int tp_chunks = 1;               // above 1: products and collectives of tp overlap in so many pieces
   parallel::ContextKind context = parallel::ContextKind::ring;
@@ -101,7 +101,7 @@ class ParallelModel {
   void cut(const models::ModelConfig& config);
   std::map<std::string, parallel::Placement> place();
   void shard();
-  std::unique_ptr<parallel::PeerGroup> peers();
+  std::unique_ptr<parallel::PeerGroup> peers(parallel::Communicator& ranks);
   void fill(const models::ModelWeights* weights);
   parallel::PipelineWork work(const std::vector<Batch>& batches, double scale,
                               const std::function<void(std::size_t)>& before);

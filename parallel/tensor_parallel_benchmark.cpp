@@ -68,7 +68,7 @@ TensorParallelTiming benchmark_tensor_parallel(Communicator& ranks, const Tensor
                  static_cast<double>(b.intermediate) / ranks.size();
   timing.products = time_mlp(ranks, b, {self.get(), false, 1});
   timing.plain = time_mlp(ranks, b, {&ranks, b.sequence_parallel, 1});
-  timing.overlapped = time_mlp(ranks, b, {&ranks, b.sequence_parallel, b.chunks});
+  timing.overlapped = time_mlp(ranks, b, {&ranks, b.sequence_parallel, b.chunks, b.peers});
   return timing;
 }
 

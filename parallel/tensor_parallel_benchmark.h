@@ -1,6 +1,8 @@
 // How much of tensor parallelism's communication its products hide: a gated MLP, both passes.
 #pragma once
 
+#include <memory>
+
 #include "core/base/dtype.h"
 #include "parallel/overlapped_linear.h"
 
@@ -16,6 +18,7 @@ struct TensorParallelBenchmark {
   DType dtype = DType::bf16;
   Device device = Device::cuda;
   int repeats = 10;
+  std::shared_ptr<PeerPieces> peers = nullptr;  // of the ranks: stages by copy engines
 };
 
 /// The slowest rank's mean seconds of a forward and backward pass.
