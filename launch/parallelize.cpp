@@ -61,6 +61,13 @@ std::int64_t first_bad(const Tensor& t) {
 
 }  // namespace
 
+PeerCopies parse_peer_copies(std::string_view name) {
+  if (name == "auto") return PeerCopies::automatic;
+  if (name == "always") return PeerCopies::always;
+  if (name == "never") return PeerCopies::never;
+  fail_user("parallel.peer_copies '{}' is unknown: use auto, always or never", name);
+}
+
 models::Recompute parse_recompute(std::string_view name) {
   if (name == "none") return models::Recompute::none;
   if (name == "selective") return models::Recompute::selective;
@@ -191,9 +198,10 @@ void ParallelModel::shard() {
       units.back().push_back(std::move(held));
     }
   }
-  fsdp_ =
-      std::make_unique<parallel::Fsdp>(std::move(units), groups_.sharding(), groups_.along(Axis::replicate),
-                                       options_.fsdp, device_, peers(groups_.sharding()));
+  const bool by_engines = options_.fsdp.stage == 3 || options_.peer_copies == PeerCopies::always;
+  fsdp_ = std::make_unique<parallel::Fsdp>(std::move(units), groups_.sharding(),
+                                           groups_.along(Axis::replicate), options_.fsdp, device_,
+                                           by_engines ? peers(groups_.sharding()) : nullptr);
   model_->set_observer(fsdp_.get());
   for (const parallel::OwnedPiece* piece : fsdp_->pieces()) {
     if (!piece->parameter->trains) continue;
@@ -206,7 +214,8 @@ void ParallelModel::shard() {
 // Copy engines move what FSDP and cut layers share where GPUs of one host see each other's memory; else NCCL
 // does.
 std::unique_ptr<parallel::PeerGroup> ParallelModel::peers(parallel::Communicator& ranks) {
-  if (!options_.peer_copies || device_ != Device::cuda || ranks.size() == 1) return nullptr;
+  if (options_.peer_copies == PeerCopies::never || device_ != Device::cuda || ranks.size() == 1)
+    return nullptr;
   std::string why;
   auto group = parallel::peer_group(ranks, &why);
   if (group == nullptr) notes_.push_back(fmt::format("parallel.peer_copies: NCCL is used: {}", why));

@@ -22,6 +22,13 @@
 
 namespace ridge {
 
+/// What copy engines move where GPUs of one host see each other's memory; NCCL moves the rest. By themselves:
+/// FSDP's parameters and gradients in stage 3, where they were measured to be ahead, and pieces of sequences
+/// where products of tp overlap. Always: stages 1 and 2 too.
+enum class PeerCopies { automatic, always, never };
+/// "auto", "always" or "never".
+PeerCopies parse_peer_copies(std::string_view name);
+
 struct ParallelOptions {
   DType dtype = DType::f32;
   std::uint64_t seed = 0;                // of random weights and adapters
@@ -31,7 +38,7 @@ struct ParallelOptions {
   models::Recompute recompute = models::Recompute::none;
   bool deterministic = true;
   parallel::FsdpOptions fsdp;
-  bool peer_copies = true;         // copy engines where GPUs see each other's memory: FSDP, pieces of tp
+  PeerCopies peer_copies = PeerCopies::automatic;
   bool sequence_parallel = false;  // norms and residuals cut over tp
   int tp_chunks = 1;               // above 1: products and collectives of tp overlap in so many pieces
   parallel::ContextKind context = parallel::ContextKind::ring;

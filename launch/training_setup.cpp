@@ -46,7 +46,7 @@ lora::LoraConfig lora_config(const config::RunConfig& run) {
 
 ParallelOptions layout_options(const config::Parallel& from) {
   ParallelOptions to;
-  to.peer_copies = from.peer_copies();
+  to.peer_copies = parse_peer_copies(from.peer_copies());
   to.fsdp.stage = static_cast<int>(from.stage());
   to.fsdp.keep_gathered = from.keep_gathered();
   to.fsdp.no_sync = from.no_sync();
