@@ -28,9 +28,12 @@ void check_pipeline(const config::RunConfig& run, const models::ModelConfig& mod
   const config::Parallel& p = run.parallel();
   const int pp = static_cast<int>(p.pp());
   if (pp == 1) {
-    require(p.layers_size() <= 1, "parallel.layers lists {} stages, but parallel.pp is 1", p.layers_size());
+    if (p.layers_size() > 0) split_layers(model.layers, 1, {p.layers().begin(), p.layers().end()});
     return;
   }
+  require(p.stages_per_rank() <= model.layers,
+          "parallel.stages_per_rank {} is more than the model's {} blocks: choose fewer", p.stages_per_rank(),
+          model.layers);
   const int chunks =
       parallel::chunks_of(parallel::parse_schedule(p.schedule()), static_cast<int>(p.stages_per_rank()));
   const std::int64_t stages = std::int64_t{pp} * chunks;

@@ -1,5 +1,7 @@
 #include "launch/parallelize.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <numeric>
 
@@ -81,14 +83,15 @@ std::vector<models::LayerRange> split_layers(std::int64_t layers, int stages,
   if (counts.empty()) {
     for (int s = 0; s < stages; ++s) counts.push_back(layers / stages + (s < layers % stages ? 1 : 0));
   }
-  const std::int64_t sum = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
   require(static_cast<int>(counts.size()) == stages,
           "parallel.layers lists {} stages, but the pipeline has {}: give {} numbers", counts.size(), stages,
           stages);
-  require(sum == layers && *std::min_element(counts.begin(), counts.end()) >= 1,
+  const bool each_fits =
+      std::all_of(counts.begin(), counts.end(), [&](std::int64_t n) { return n >= 1 && n <= layers; });
+  require(each_fits && std::accumulate(counts.begin(), counts.end(), std::int64_t{0}) == layers,
           "parallel.layers: {} stages of a model of {} blocks need at least one block each, {} in all; these "
           "are {}",
-          stages, layers, layers, sum);
+          stages, layers, layers, fmt::join(counts, ", "));
   std::vector<models::LayerRange> ranges;
   for (const std::int64_t count : counts) {
     const std::int64_t first = ranges.empty() ? 0 : ranges.back().end;
@@ -159,7 +162,12 @@ std::map<std::string, Placement> ParallelModel::place() {
     for (const nn::Parameter& p : model_->parameters()) placements[p.name] = {};
   }
   if (!options_.lora) return placements;
-  lora::add_adapters(model_->linears(), *options_.lora, options_.seed, Device::meta);
+  const std::vector<nn::LinearSlot> linears = model_->linears();
+  const bool targeted = std::any_of(linears.begin(), linears.end(), [this](const nn::LinearSlot& slot) {
+    return options_.lora->targets_layer(slot.path);
+  });
+  if (!targeted) return placements;  // adapters of the other stages alone
+  lora::add_adapters(linears, *options_.lora, options_.seed, Device::meta);
   for (const nn::Parameter& p : model_->parameters()) {
     if (!lora::is_adapter_parameter(p.name)) continue;
     const std::string linear = p.name.substr(0, p.name.find(".lora_"));

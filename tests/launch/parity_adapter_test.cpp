@@ -13,14 +13,16 @@ using models::Recompute;
 using parallel::ContextKind;
 using parallel::Schedule;
 
-// Adapters of which no part is zero.
-std::string make_adapter(const models::ModelConfig& config, const std::string& folder) {
+// Adapters of which no part is zero, on all linear layers or on those that match.
+std::string make_adapter(const models::ModelConfig& config, const std::string& folder,
+                         const std::string& pattern = "") {
   models::Llama model(config, DType::f32, Device::cpu);
   lora::LoraConfig lora;
   lora.rank = 3;
   lora.alpha = 5;
   lora.dropout = 0.25;
-  lora.targets = {"all-linear"};
+  if (pattern.empty()) lora.targets = {"all-linear"};
+  lora.target_pattern = pattern;
   lora.rank_pattern = {{"1.self_attn.v_proj", 5}};
   lora::add_adapters(model.linears(), lora, 7, Device::cpu);
   std::uint64_t stream = 0;
@@ -109,6 +111,21 @@ void PrintTo(const Layout& l, std::ostream* out) { *out << l.name; }
 
 const auto name_of_layout = [](const auto& test) { return test.param.name; };
 INSTANTIATE_TEST_SUITE_P(All, AdapterParity, ::testing::ValuesIn(layouts()), name_of_layout);
+
+// Adapters on one block: all stages but one have nothing to train.
+TEST(AdapterParity, WhereOneStageHasAll) {
+  const TemporaryFolder folder;
+  for (const char* block : {"0", "4"}) {
+    Job job = llama_job();
+    job.adapter = make_adapter(job.config, folder / block, fmt::format(".*layers\\.{}\\..*", block));
+    job.name += std::string("_adapter_on_") + block;
+    job.dtype = DType::f32;
+    for (const Schedule schedule : {Schedule::one_f_one_b, Schedule::zb_h1, Schedule::zero_bubble}) {
+      expect_one_ranks_numbers(
+          job, layout("pp2", {2, 1, 1, 1, 1}, 3, [&](auto& o) { o.schedule = schedule; }).cut);
+    }
+  }
+}
 
 // Masks do matter: the loss of the first step is not that of the same rows without dropout.
 TEST(AdapterParity, DropsAtAll) {
