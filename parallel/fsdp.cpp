@@ -1,5 +1,7 @@
 #include "parallel/fsdp.h"
 
+#include <exception>
+
 #include "core/base/error.h"
 
 namespace ridge::parallel {
@@ -39,7 +41,16 @@ Fsdp::Fsdp(std::vector<std::vector<HeldParameter>> units, Communicator& shard, C
   }
 }
 
-Fsdp::~Fsdp() = default;
+// What is still being gathered writes to memory that goes now. While an error unwinds, others may never come.
+Fsdp::~Fsdp() {
+  if (std::uncaught_exceptions() > 0) return;
+  try {
+    for (const auto& unit : units_) {
+      for (const auto& group : unit->groups) group->wait_gather();
+    }
+  } catch (const std::exception&) {  // the ranks are broken: what they do next says why
+  }
+}
 
 void Fsdp::write(const std::string& name, const Tensor& local) {
   for (const auto& unit : units_) {
@@ -65,7 +76,7 @@ void Fsdp::gather(std::size_t unit) {
   for (const auto& group : units_.at(unit)->groups) group->start_gather();
 }
 
-// The next one that has parameters, in the direction of the walk.
+// In the direction of the walk. A unit of another pipeline stage holds nothing.
 void Fsdp::prefetch(std::size_t unit, bool forward) {
   if (forward && unit + 1 < units_.size()) gather(unit + 1);
   if (!forward && unit > 0) gather(unit - 1);
