@@ -48,15 +48,15 @@ class MetaRank {
 
 // The rank's own seconds, or where there is a pipeline those of all its stages.
 double pipeline_seconds(const models::ModelConfig& config, const config::RunConfig& run,
-                        std::int64_t micro_batches, const parallel::SimulatedNetwork& network,
-                        MetaRank& first, double first_seconds) {
-  if (first.pipeline() == nullptr) return first_seconds;
+                        std::int64_t micro_batches, const parallel::SimulatedNetwork& network, int mine,
+                        MetaRank& mine_on_meta, double my_seconds) {
+  if (mine_on_meta.pipeline() == nullptr) return my_seconds;
   const parallel::Mesh mesh = mesh_of(run);
   const ParallelOptions options = parallel_options(run);
   PipelineForecast forecast(pipeline_shape(options, mesh, micro_batches));
-  forecast.add(first.pipeline()->timeline(), first_seconds);
-  for (const int rank : mesh.group(0, {parallel::Axis::pp})) {
-    if (rank == 0) continue;
+  forecast.add(mine_on_meta.pipeline()->timeline(), my_seconds);
+  for (const int rank : mesh.group(mine, {parallel::Axis::pp})) {
+    if (rank == mine) continue;
     MetaRank other(config, run, micro_batches, rank, network);
     other.step();
     const double seconds = other.timed_step().seconds;
@@ -69,26 +69,27 @@ double pipeline_seconds(const models::ModelConfig& config, const config::RunConf
 }  // namespace
 
 Forecast forecast_training(const models::ModelConfig& config, const config::RunConfig& run,
-                           std::int64_t micro_batches, Device device, const Ceilings& roof,
+                           std::int64_t micro_batches, Device device, const Ceilings& roof, int rank,
                            const parallel::SimulatedNetwork& network) {
   Stream& stream = current_stream(Device::meta);
   stream.meta_device = device;
-  MetaRank rank(config, run, micro_batches, 0, network);
+  MetaRank on_meta(config, run, micro_batches, rank, network);
   reset_memory_peaks(Device::meta);
   stream.meta_ceilings = roof;
-  rank.step();
+  on_meta.step();
   Profiler profiler;
   Forecast forecast;
   {
     const ProfilerScope scope(stream, &profiler);
-    const SimulatedStep step = rank.timed_step();
+    const SimulatedStep step = on_meta.timed_step();
     forecast.step_seconds = step.seconds;
     forecast.exposed_seconds = step.exposed_seconds;
   }
   for (const LaunchRecord& record : profiler.records()) forecast.step_flops += record.flops;
   forecast.memory = memory_stats(Device::meta);
   forecast.peak_bytes = forecast.memory.peak_reserved;
-  forecast.step_seconds = pipeline_seconds(config, run, micro_batches, network, rank, forecast.step_seconds);
+  forecast.step_seconds =
+      pipeline_seconds(config, run, micro_batches, network, rank, on_meta, forecast.step_seconds);
   return forecast;
 }
 
@@ -104,8 +105,7 @@ void require_room(const Forecast& forecast, Device device) {
   }
   fail_user(
       "the run needs {:.1f} GiB on each GPU (most of each purpose: {}), which has {:.1f} of {:.1f} GiB free: "
-      "lower "
-      "train.micro_batch or data.sequence_length, or set train.recompute=blocks or optim.moments=bf16",
+      "lower train.micro_batch or data.sequence_length, or set train.recompute=blocks or optim.moments=bf16",
       gib(forecast.peak_bytes), purposes, gib(gpu.free), gib(gpu.total));
 }
 

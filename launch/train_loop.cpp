@@ -128,7 +128,7 @@ class Loop {
       log_.emplace(run, first_);
       for (const std::string& note : trainer_.model().notes()) log_->note(note);
       if (device == Device::cuda)
-        log_->note("memory of a rank that the run will need:\n" + memory_report(forecast.memory));
+        log_->note("memory that rank 0 will need:\n" + memory_report(forecast.memory));
       if (first_ > 0) log_->note(fmt::format("resumed after step {}", first_ - 1));
     }
     ranks_.barrier();
@@ -213,7 +213,8 @@ TrainResult train(const config::RunConfig& run, parallel::Groups& groups, Device
                   const std::function<void(const StepReport&)>& on_step) {
   const std::int64_t micro_batches =
       run.train().global_batch() / (groups.mesh().data_ranks() * run.train().micro_batch());
-  const Forecast forecast = forecast_training(model_config(run), run, micro_batches, device, roof);
+  const Forecast forecast =
+      forecast_training(model_config(run), run, micro_batches, device, roof, groups.rank());
   require_room(forecast, device);
   Loop loop(run, groups, device, forecast);
   return loop.go(on_step);

@@ -80,7 +80,7 @@ double forecast_seconds(int ranks, const std::string& layout, int micro_batches,
   const auto model = models::ModelConfig::load(std::string(RIDGE_SOURCE_DIR) + "/tests/data/models/llama3");
   const Ceilings roof{1e11, 1e11, 1e11};
   const std::int64_t micro = micro_batches / data_parallel_degree(run);
-  return forecast_training(model, run, micro, Device::cpu, roof, network).step_seconds;
+  return forecast_training(model, run, micro, Device::cpu, roof, 0, network).step_seconds;
 }
 
 // One micro-batch goes through all stages one after another; many keep both ranks at work.
