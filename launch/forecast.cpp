@@ -104,7 +104,8 @@ void require_room(const Forecast& forecast, Device device) {
                             gib(forecast.memory.peak_by_purpose[p]));
   }
   fail_user(
-      "the run needs {:.1f} GiB on each GPU (most of each purpose: {}), which has {:.1f} of {:.1f} GiB free: "
+      "the run needs {:.1f} GiB on this rank's GPU (most of each purpose: {}), which has {:.1f} of {:.1f} "
+      "GiB free: "
       "lower train.micro_batch or data.sequence_length, or set train.recompute=blocks or optim.moments=bf16",
       gib(forecast.peak_bytes), purposes, gib(gpu.free), gib(gpu.total));
 }

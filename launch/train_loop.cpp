@@ -216,6 +216,7 @@ TrainResult train(const config::RunConfig& run, parallel::Groups& groups, Device
   const Forecast forecast =
       forecast_training(model_config(run), run, micro_batches, device, roof, groups.rank());
   require_room(forecast, device);
+  groups.world().barrier();  // no rank goes on where another has no room
   Loop loop(run, groups, device, forecast);
   return loop.go(on_step);
 }
