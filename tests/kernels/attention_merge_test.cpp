@@ -60,7 +60,8 @@ TYPED_TEST(AttentionMerge, IsTheWeightedMeanOfAnyShape) {
   using C = acc_t<B>;
   for (const Shape& shape : kShapes) {
     for (const std::int64_t gap : {0, 8, 5}) {  // rows in vectors, also with others between, or neither
-      auto a = Array<A>::gapped(shape, gap), y = Array<Y>::gapped(shape, gap);
+      auto a = Array<A>::gapped(shape, gap);
+      auto y = Array<Y>::gapped(shape, gap);
       auto b = Array<B>::gapped(shape, gap);
       auto lse_a = Array<C>::gapped(rows_of(shape), 3);
       Array<C> lse_b(rows_of(shape)), lse_y(rows_of(shape));
@@ -132,7 +133,8 @@ TYPED_TEST(AttentionMerge, AddsParts) {
   using Y = typename TypeParam::Result;
   for (const std::int64_t gap : {0, 8, 3}) {
     const Shape shape{2, 3, 5, 40};
-    auto a = Array<A>::gapped(shape, gap), y = Array<Y>::gapped(shape, gap);
+    auto a = Array<A>::gapped(shape, gap);
+    auto y = Array<Y>::gapped(shape, gap);
     auto b = Array<B>::gapped(shape, gap);
     a.randomize(1), b.randomize(2);
     add_parts<A, B, Y>(test_stream(), a.in(), b.in(), y.view());
