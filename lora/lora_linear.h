@@ -14,6 +14,7 @@ class LoraLinear final : public nn::Linear {
              Device device);
   Tensor forward(const Tensor& x) const override;
   const nn::DenseLinear* dense() const override { return base_->dense(); }
+  const nn::QuantizedLinear* quantized() const override { return base_->quantized(); }
   Tensor add_extra(const Tensor& x, const Tensor& y, std::int64_t column) const override;
   std::int64_t in_features() const override { return base_->in_features(); }
   std::int64_t out_features() const override { return base_->out_features(); }

@@ -3,14 +3,34 @@
 #include <numeric>
 
 #include "core/autograd.h"
+#include "core/nn/quantized_linear.h"
 #include "core/ops/linear.h"
 #include "core/ops/loss.h"
+#include "core/ops/quantized.h"
 #include "core/ops/shape.h"
 
 namespace ridge::nn {
 namespace {
 
 Tensor rows(const Tensor& x) { return x.ndim() == 2 ? x : ops::reshape(x, {-1, x.dim(-1)}); }
+
+// The outputs of the layers' plain parts, side by side; undefined unless they are all of one kind.
+Tensor plain_parts(const std::vector<const Linear*>& layers, const Tensor& x) {
+  std::vector<Tensor> dense, biases;
+  std::vector<const QuantizedWeight*> quantized;
+  for (const Linear* layer : layers) {
+    if (const DenseLinear* plain = layer->dense()) {
+      dense.push_back(plain->weight());
+      biases.push_back(plain->bias());
+    } else if (const QuantizedLinear* coded = layer->quantized()) {
+      quantized.push_back(&coded->weight());
+      biases.push_back(coded->bias());
+    }
+  }
+  if (dense.size() == layers.size()) return ops::linear_group(x, dense, biases);
+  if (quantized.size() == layers.size()) return ops::quantized_linear(x, quantized, biases);
+  return {};
+}
 
 }  // namespace
 
@@ -25,19 +45,12 @@ Tensor forward_group(const std::vector<const Linear*>& layers, const Tensor& x) 
 }
 
 Tensor Linear::forward_together(const std::vector<const Linear*>& layers, const Tensor& x) const {
-  std::vector<Tensor> weights, biases;
-  for (const Linear* layer : layers) {
-    const DenseLinear* dense = layer->dense();
-    if (dense == nullptr) break;
-    weights.push_back(dense->weight());
-    biases.push_back(dense->bias());
-  }
-  if (weights.size() < layers.size()) {
-    Tensor y = layers.front()->forward(x);
+  Tensor y = plain_parts(layers, x);
+  if (!y.defined()) {
+    y = layers.front()->forward(x);
     for (std::size_t i = 1; i < layers.size(); ++i) y = ops::concat(y, layers[i]->forward(x), x.ndim() - 1);
     return y;
   }
-  Tensor y = ops::linear_group(x, weights, biases);
   std::int64_t column = 0;
   for (const Linear* layer : layers) {
     y = layer->add_extra(x, y, column);

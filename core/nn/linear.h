@@ -6,6 +6,7 @@
 namespace ridge::nn {
 
 class DenseLinear;
+class QuantizedLinear;
 
 /// y [..., out] = x [..., in] W' + b. Adapters and quantized layers are further implementations.
 class Linear {
@@ -27,6 +28,8 @@ class Linear {
 
   /// A layer of the form dense(x) + extra(x): its dense part, or null where there is none.
   virtual const DenseLinear* dense() const { return nullptr; }
+  /// The same where that part's weight is in a weight format.
+  virtual const QuantizedLinear* quantized() const { return nullptr; }
   /// Adds extra(x) to the columns from `column` on of y, which holds dense parts side by side; gives y back.
   virtual Tensor add_extra(const Tensor& x, const Tensor& y, std::int64_t column) const;
 
