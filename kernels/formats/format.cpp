@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <array>
+#include <vector>
 
 #include "core/base/error.h"
 
