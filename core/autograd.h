@@ -84,7 +84,7 @@ class Leaf final : public Node {
   GradSink open();
 
   Tensor grad;    // of the value's shape; undefined until a backward pass reaches it
-  Tensor buffer;  // optional memory for grad, such as a slice of a reduction bucket
+  Tensor buffer;  // optional memory for grad, such as a slice of what ranks sum
   /// Called when all of a backward pass's contributions have arrived.
   std::vector<Hook> hooks;
 

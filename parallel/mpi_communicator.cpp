@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <cstring>
 #include <deque>
 #include <exception>
 #include <functional>
@@ -256,37 +257,27 @@ class MpiCommunicator final : public Communicator {
   }
   void do_all_gather(Span mine, Span all) override {
     if (!in_host_memory(mine, "mpi")) return;
-    check(all.count <= kMaxCount, "at most 2^28 elements in one all_gather");
     launch(current_stream(Device::cpu), "all_gather", Work{0, static_cast<double>(all.bytes())}, [&] {
-      check_mpi(
-          MPI_Allgather(piece_or_in_place(mine, all), static_cast<int>(mine.count), mpi_type(mine.dtype),
-                        all.data, static_cast<int>(mine.count), mpi_type(all.dtype), comm_),
-          "MPI_Allgather");
+      if (all.count > kMaxCount) return gather_in_pieces(mine, all, comm_);
+      const auto count = static_cast<int>(mine.count);
+      check_mpi(MPI_Allgather(piece_or_in_place(mine, all), count, mpi_type(mine.dtype), all.data, count,
+                              mpi_type(all.dtype), comm_),
+                "MPI_Allgather");
     });
   }
   std::unique_ptr<Pending> do_all_gather_async(Span mine, Span all) override {
     if (!in_host_memory(mine, "mpi")) return nothing_pending();
-    check(all.count <= kMaxCount, "at most 2^28 elements in one all_gather");
     return beside("all_gather_wait", [this, mine, all] {
-      MPI_Request request = MPI_REQUEST_NULL;
-      check_mpi(
-          MPI_Iallgather(piece_or_in_place(mine, all), static_cast<int>(mine.count), mpi_type(mine.dtype),
-                         all.data, static_cast<int>(mine.count), mpi_type(all.dtype), async_comm_, &request),
-          "MPI_Iallgather");
-      finish(request);
+      if (all.count > kMaxCount) return gather_in_pieces(mine, all, async_comm_);
+      gather_into(piece_or_in_place(mine, all), all.data, mine.count, mine.dtype, async_comm_);
     });
   }
   std::unique_ptr<Pending> do_reduce_scatter_async(Span all, Span mine) override {
     if (!in_host_memory(mine, "mpi")) return nothing_pending();
-    check(all.count <= kMaxCount, "at most 2^28 elements in one reduce_scatter");
     return beside("reduce_scatter_wait", [this, all, mine] {
+      if (all.count > kMaxCount) return reduce_scatter_in_pieces(all, mine);
       std::vector<char> sum(mine.bytes());  // MPI's in-place form leaves it in front of `all`
-      MPI_Request request = MPI_REQUEST_NULL;
-      check_mpi(
-          MPI_Ireduce_scatter_block(all.data, sum.data(), static_cast<int>(mine.count), mpi_type(all.dtype),
-                                    operations_->of(all.dtype, Reduce::sum), async_comm_, &request),
-          "MPI_Ireduce_scatter_block");
-      finish(request);
+      scatter_sum(all.data, sum.data(), mine.count, all.dtype);
       std::copy(sum.begin(), sum.end(), static_cast<char*>(mine.data));
     });
   }
@@ -321,6 +312,55 @@ class MpiCommunicator final : public Communicator {
     auto job = std::make_shared<Job>(Job{std::move(body), false, nullptr});
     progress().submit(job);
     return std::make_unique<MpiPending>(progress(), std::move(job), wait_op);
+  }
+
+  void gather_into(void* mine, void* all, std::size_t count, DType dtype, MPI_Comm comm) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    check_mpi(MPI_Iallgather(mine, static_cast<int>(count), mpi_type(dtype), all, static_cast<int>(count),
+                             mpi_type(dtype), comm, &request),
+              "MPI_Iallgather");
+    finish(request);
+  }
+
+  void scatter_sum(void* all, void* sum, std::size_t count, DType dtype) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    check_mpi(MPI_Ireduce_scatter_block(all, sum, static_cast<int>(count), mpi_type(dtype),
+                                        operations_->of(dtype, Reduce::sum), async_comm_, &request),
+              "MPI_Ireduce_scatter_block");
+    finish(request);
+  }
+
+  // body(first byte of a rank's piece, bytes, elements) for runs that are small in all ranks together.
+  template <class Body>
+  void for_runs(const Span& mine, Body&& body) {
+    const std::size_t width = size_of(mine.dtype), most = kMaxCount / static_cast<std::size_t>(size_) / 8;
+    for (std::size_t done = 0; done < mine.count; done += most) {
+      const std::size_t count = std::min(most, mine.count - done);
+      body(done * width, count * width, count);
+    }
+  }
+
+  // MPI's counts are ints; ranks' runs lie apart in the whole, so they pass through a buffer.
+  void gather_in_pieces(const Span& mine, const Span& all, MPI_Comm comm) {
+    std::vector<char> buffer;
+    for_runs(mine, [&](std::size_t at, std::size_t bytes, std::size_t count) {
+      buffer.resize(bytes * static_cast<std::size_t>(size_));
+      gather_into(static_cast<char*>(mine.data) + at, buffer.data(), count, mine.dtype, comm);
+      for (std::size_t r = 0; r < static_cast<std::size_t>(size_); ++r)
+        std::memcpy(static_cast<char*>(all.data) + r * mine.bytes() + at, buffer.data() + r * bytes, bytes);
+    });
+  }
+
+  void reduce_scatter_in_pieces(const Span& all, const Span& mine) {
+    std::vector<char> buffer;
+    for_runs(mine, [&](std::size_t at, std::size_t bytes, std::size_t count) {
+      buffer.resize(bytes * static_cast<std::size_t>(size_ + 1));
+      for (std::size_t r = 0; r < static_cast<std::size_t>(size_); ++r)
+        std::memcpy(buffer.data() + r * bytes, static_cast<char*>(all.data) + r * mine.bytes() + at, bytes);
+      char* sum = buffer.data() + bytes * static_cast<std::size_t>(size_);
+      scatter_sum(buffer.data(), sum, count, mine.dtype);
+      std::memcpy(static_cast<char*>(mine.data) + at, sum, bytes);
+    });
   }
 
   // MPI forbids a piece that overlaps the whole by any other means.

@@ -23,6 +23,35 @@ TEST(Mpi, MessagesThatTakeBothEnds) {
                           {"OMPI_MCA_btl_vader_single_copy_mechanism=none"});
 }
 
+TEST(Mpi, SlowMoreThanACountOfMpis) {
+  if (launched_by_mpi()) GTEST_SKIP() << "this is a rank already";
+  test::expect_ranks_pass(2, "MpiLarge.*");
+}
+
+// 2^28 bytes and some: gathered, then summed and scattered.
+TEST(MpiLarge, GoInPieces) {
+  if (!launched_by_mpi()) GTEST_SKIP() << "started by Mpi.SlowMoreThanACountOfMpis";
+  Communicator& world = test::mpi_process.session().world();
+  const std::size_t count = (std::size_t{1} << 27) + 3;
+  const auto value = [](int rank, std::size_t i) {
+    return static_cast<std::uint8_t>((i * 2654435761u >> 13) + static_cast<std::size_t>(rank));
+  };
+  std::vector<std::uint8_t> mine(count), all(2 * count);
+  for (std::size_t i = 0; i < count; ++i) mine[i] = value(world.rank(), i);
+  world.all_gather_async(std::span<const std::uint8_t>(mine), std::span<std::uint8_t>(all))->wait();
+  std::size_t wrong = 0;
+  for (int rank = 0; rank < 2; ++rank) {
+    for (std::size_t i = 0; i < count; ++i)
+      wrong += all[static_cast<std::size_t>(rank) * count + i] != value(rank, i);
+  }
+  EXPECT_EQ(wrong, 0u);
+  for (std::uint8_t& x : all) x &= 63;
+  const std::span<std::uint8_t> in_place(all.data() + static_cast<std::size_t>(world.rank()) * count, count);
+  world.reduce_scatter(std::span<const std::uint8_t>(all), in_place);
+  for (std::size_t i = 0; i < count; ++i) wrong += in_place[i] != 2 * (value(world.rank(), i) & 63);
+  EXPECT_EQ(wrong, 0u);
+}
+
 class MpiRanks : public ::testing::Test {
  protected:
   void SetUp() override {
