@@ -30,6 +30,12 @@ void dequantize(Stream& stream, const QuantView& w, View<T> out_NK);
 /// The scales of nf4-dq and fp4-dq, one a block of the view: [N K / 64], rounded up.
 void dequantize_scales(Stream& stream, const QuantView& w, View<float> out);
 
+/// The place of the first scale, in host memory, that no weight can have: NaN, infinite or negative, and zero
+/// where elements were divided by it; -1 where there is none. Under double_quant of the first block whose
+/// scale is not finite: one that is near zero may come back below it. quantize() of an element that is NaN or
+/// infinite leaves such a scale behind, and codes that say nothing.
+std::int64_t first_bad_scale(const QuantView& w);
+
 namespace cuda {
 template <class T>
 void quantize(Stream& stream, View<const T> w_NK, const QuantTarget& out);
