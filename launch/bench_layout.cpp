@@ -1,5 +1,6 @@
 #include "launch/bench_layout.h"
 
+#include "launch/check_layout.h"
 #include "launch/run_config.h"
 #include "launch/run_config.pb.h"
 #include "launch/training_setup.h"
@@ -31,6 +32,12 @@ void StepOptions::add_to(const Command& command) {
 }
 
 parallel::Mesh StepOptions::mesh(int ranks) const { return mesh_of(resolved(parallel, ranks)); }
+
+void StepOptions::check(const models::ModelConfig& model, int ranks) const {
+  config::RunConfig run = resolved(parallel, ranks);
+  run.mutable_data()->set_sequence_length(sequence_length);
+  check_layout(run, model);
+}
 
 TrainingOptions StepOptions::training(int ranks) const {
   TrainingOptions to{batch,      sequence_length,

@@ -20,6 +20,8 @@ struct StepOptions {
   void add_to(const Command& command);
   parallel::Mesh mesh(int ranks) const;
   TrainingOptions training(int ranks) const;
+  /// A UserError where such a model cannot be cut so.
+  void check(const models::ModelConfig& model, int ranks) const;
 };
 
 }  // namespace ridge

@@ -154,9 +154,7 @@ class Loop {
  private:
   void one_step(std::int64_t step, const std::function<void(const StepReport&)>& on_step) {
     const auto start = Clock::now();
-    const StepResult done = trainer_.step(step, [this] {
-      if (checkpoints_) checkpoints_->release_before_update();
-    });
+    const StepResult done = stepped(step);
     const StepReport report{step, done.loss, done.grad_norm, done.lr, seconds_since(start)};
     speeds_.push_back(static_cast<double>(trainer_.tokens_per_step()) / report.seconds);
     shares_.push_back(forecast_.step_seconds / report.seconds);
@@ -169,6 +167,17 @@ class Loop {
                  seconds_since(begin_));
     }
     checkpoint_after(step);
+  }
+
+  StepResult stepped(std::int64_t step) {
+    try {
+      return trainer_.step(step, [this] {
+        if (checkpoints_) checkpoints_->release_before_update();
+      });
+    } catch (const NotFiniteError&) {
+      if (checkpoints_) checkpoints_->finish();  // the last good state is kept
+      throw;
+    }
   }
 
   bool due(std::int64_t every, std::int64_t step) const { return every > 0 && (step + 1) % every == 0; }

@@ -99,10 +99,10 @@ void Trainer::fetch(std::int64_t step) {
 
 void Trainer::check_finite(std::int64_t step, double loss, double norm) const {
   if (std::isfinite(loss) && std::isfinite(norm)) return;
-  fail_user(
+  throw NotFiniteError(fmt::format(
       "step {}: loss {}, gradient norm {}: not finite; first bad tensor: {}. Lower optim.lr, or set "
       "optim.clip_norm",
-      step, loss, norm, first_word(model_->not_finite(), groups_.world()));
+      step, loss, norm, first_word(model_->not_finite(), groups_.world())));
 }
 
 StepResult Trainer::step(std::int64_t step, const std::function<void()>& before_update) {
@@ -138,10 +138,15 @@ Perplexity Trainer::evaluate(const std::vector<Window>& windows) {
   const auto rows = static_cast<std::int64_t>(windows.size());
   const std::int64_t turns = (rows + micro * data_ranks_ - 1) / (micro * data_ranks_);
   const auto ranges = model_->token_ranges(tokens);
+  const std::int64_t together = model_->pipeline() == nullptr ? 1 : 4 * model_->pipeline()->stages();
   double sum = 0;
-  for (std::int64_t turn = 0; turn < turns; ++turn) {
-    const std::int64_t first = (turn * data_ranks_ + data_rank_) * micro;
-    sum += model_->evaluate({padded_batch(windows, first, micro, tokens, ranges, device_)});
+  for (std::int64_t turn = 0; turn < turns; turn += together) {
+    std::vector<Batch> batches;  // what a pipeline's stages work on side by side
+    for (std::int64_t t = turn; t < std::min(turn + together, turns); ++t) {
+      const std::int64_t first = (t * data_ranks_ + data_rank_) * micro;
+      batches.push_back(padded_batch(windows, first, micro, tokens, ranges, device_));
+    }
+    sum += model_->evaluate(batches);
   }
   groups_.world().all_reduce(std::span<double>(&sum, 1));
   const std::int64_t scored = scored_tokens(windows);

@@ -25,6 +25,12 @@ struct StepResult {
   double lr = 0;
 };
 
+/// A step whose loss or gradient is not finite. All ranks find it together.
+class NotFiniteError final : public UserError {
+ public:
+  using UserError::UserError;
+};
+
 /// Model, optimizer, data and ranks, put together.
 class Trainer {
  public:

@@ -178,6 +178,7 @@ void train(const Options& options, Context& context) {
   require(options.steps >= 1, "--steps is {}: give at least 1", options.steps);
   const Device device = context.use_device();
   const parallel::Mesh mesh = options.step.mesh(context.ranks().size());
+  options.step.check(models::ModelConfig::load(options.model), mesh.ranks());
   const auto groups = context.groups(mesh, device);
   TrainReport report;
   report.layout = mesh.describe();

@@ -77,6 +77,7 @@ double run_workload(const Options& options, const Context& context, Device devic
     return profiled(device, profiler, steps, [&] { work.step(); });
   }
   const parallel::Mesh mesh = options.step.mesh(context.ranks().size());
+  options.step.check(models::ModelConfig::load(options.model), mesh.ranks());
   const auto groups = context.groups(mesh, device);
   const auto weights =
       has_weights(options.model) ? std::make_unique<models::ModelWeights>(options.model) : nullptr;
