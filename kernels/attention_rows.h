@@ -12,13 +12,12 @@
 #include "core/base/dtype.h"
 #include "core/base/memory.h"
 #include "core/base/view.h"
+#include "kernels/attention_keys.h"
 #include "kernels/attention_problem.h"
 #include "kernels/element.h"
 #include "kernels/register_tile.h"
 
 namespace ridge::kernels::attention_detail {
-
-inline constexpr std::int64_t kKeys = 64;  // keys a tile
 
 /// Rows [first, first + count) of each of `groups` key-value heads from g on, of one batch entry.
 struct RowBlock {

@@ -8,9 +8,6 @@
 namespace ridge::kernels::attention_detail {
 namespace {
 
-template <class A>
-constexpr A kNothing = -std::numeric_limits<A>::infinity();
-
 // Scratch of one block: a tile of keys and values, one panel's scores, and every panel's q, out and softmax
 // state.
 template <class A>

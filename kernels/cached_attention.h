@@ -16,7 +16,7 @@ struct CachedAttentionOptions {
   double scale = 1;         // factor on q.k, usually D^-1/2
   std::int64_t window = 0;  // from position i key j is visible where i - window < j <= i; 0: no limit
   std::int64_t keys = 0;    // every position is below it; 0: the capacity. Work and a GPU's grid are as for
-                            // this many, so a captured graph serves all positions below; no bits depend on it
+                            // so many, so that a captured graph serves all positions below
 };
 
 /// Floats of scratch that cached_attention takes for up to these extents. Zeroed once by its owner, before
@@ -27,9 +27,9 @@ std::int64_t cached_attention_scratch(std::int64_t batch, std::int64_t queries, 
 
 /// Query (b, t) at positions[b, t] = p attends to keys 0 .. p of sequence b (`window`: to the last of them)
 /// in the cache, its own among them; position -1: o = 0, nothing is read. A sequence's bits do not depend on
-/// the batch's other members, nor, where each query is alone (T = 1), on T. q and o have dense last dims, any
-/// other strides, and may not overlap; positions are dense. T: float or bf16. On the CPU a position outside
-/// the cache is an Error; a GPU takes it for -1.
+/// the batch's other members, nor on `keys`. q and o have dense last dims, any other strides, and may not
+/// overlap; positions are dense. T: float or bf16. On the CPU a position outside the cache is an Error; a GPU
+/// takes it for -1.
 template <class T>
 void cached_attention(Stream& stream, View<const T> q_BTHD, const KvView& cache,
                       View<const std::int32_t> positions_BT, View<T> o_BTHD,
