@@ -76,6 +76,7 @@ template Tensor Tensor::from<double>(std::span<const double>, const Shape&);
 template Tensor Tensor::from<bf16>(std::span<const bf16>, const Shape&);
 template Tensor Tensor::from<std::int32_t>(std::span<const std::int32_t>, const Shape&);
 template Tensor Tensor::from<std::int64_t>(std::span<const std::int64_t>, const Shape&);
+template Tensor Tensor::from<std::uint8_t>(std::span<const std::uint8_t>, const Shape&);
 
 bool Tensor::contiguous() const { return View<const char>(nullptr, shape_, strides_).contiguous(); }
 

@@ -1,42 +1,19 @@
 #include "core/models/weights.h"
 
 #include <cstring>
-#include <filesystem>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/io/file.h"
-#include "core/io/weight_folder.h"
+#include "core/models/saved_folder.h"
+#include "core/nn/quantized_linear.h"
 
 namespace ridge::models {
 namespace {
 
 constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kHead = "lm_head.weight";
-constexpr const char* kCompanions[] = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                                       "generation_config.json", "chat_template.jinja"};
-
-std::vector<std::int64_t> extents(const Shape& shape) { return {shape.begin(), shape.end()}; }
-
-std::string shape_text(const std::vector<std::int64_t>& shape) {
-  std::string text;
-  for (const std::int64_t extent : shape) text += (text.empty() ? "" : ", ") + std::to_string(extent);
-  return "[" + text + "]";
-}
-
-bool aligned(const TensorEntry& entry, DType dtype) {
-  return reinterpret_cast<std::uintptr_t>(entry.data.data()) % size_of(dtype) == 0;
-}
-
-// The entry as a tensor of its own dtype: an alias of the mapping, or a copy where bytes are not aligned.
-Tensor as_tensor(const TensorEntry& entry, DType dtype, const std::shared_ptr<const WeightFolder>& owner) {
-  const Shape shape{std::span<const std::int64_t>(entry.shape)};
-  if (aligned(entry, dtype)) return Tensor::borrow(entry.data.data(), shape, dtype, owner);
-  const Tensor copy = Tensor::empty(shape, dtype);
-  std::memcpy(copy.data(), entry.data.data(), entry.data.size());
-  return copy;
-}
+constexpr std::string_view kWeight = ".weight";
 
 // The stored tensor of a parameter; a UserError where it is not what the config asks for.
 const TensorEntry& entry_of(const std::string& name, const Shape& shape, const WeightFolder& folder) {
@@ -51,14 +28,15 @@ const TensorEntry& entry_of(const std::string& name, const Shape& shape, const W
   return *entry;
 }
 
-void load_parameter(const nn::Parameter& p, const Tensor& stored, LoadMode mode) {
+// `device`: where a parameter that has no memory yet comes to life.
+void load_parameter(const nn::Parameter& p, const Tensor& stored, LoadMode mode, Device device) {
+  const PurposeScope purpose(Purpose::weights);
   if (p.value->device() == Device::cuda) {
     p.value->copy_from(stored);
-  } else if (mode == LoadMode::read && stored.dtype() == p.value->dtype()) {
+  } else if (device != Device::cuda && mode == LoadMode::read && stored.dtype() == p.value->dtype()) {
     *p.value = stored;
   } else {
-    const PurposeScope purpose(Purpose::weights);
-    *p.value = Tensor::empty(p.value->shape(), p.value->dtype());
+    *p.value = Tensor::empty(p.value->shape(), p.value->dtype(), device);
     p.value->copy_from(stored);
   }
 }
@@ -68,18 +46,38 @@ void load_parameter(const nn::Parameter& p, const Tensor& stored, LoadMode mode)
 bool unties(const WeightFolder& folder) {
   const TensorEntry* head = folder.find(kHead);
   const TensorEntry* table = folder.find(kEmbedding);
+  if (folder.find("lm_head.weight_packed") != nullptr) return true;
   if (head == nullptr || table == nullptr) return false;
   return head->dtype != table->dtype || head->shape != table->shape ||
          std::memcmp(head->data.data(), table->data.data(), head->data.size()) != 0;
 }
 
-std::vector<std::string> unused_tensors(const ModelConfig& config, const WeightFolder& folder) {
-  Llama model(config, DType::f32, Device::meta);
-  std::set<std::string> used;
+std::vector<LinearShape> linear_shapes(Llama& model) {
+  std::vector<LinearShape> shapes;
+  for (const nn::LinearSlot& slot : model.linears())
+    shapes.push_back({slot.path, (*slot.slot)->out_features(), (*slot.slot)->in_features()});
+  return shapes;
+}
+
+// "a.b" of "a.b.weight", else nothing that a layer is called.
+std::string linear_of(const std::string& parameter) {
+  return parameter.ends_with(kWeight) ? parameter.substr(0, parameter.size() - kWeight.size()) : "";
+}
+
+// The folder's tensors that the model takes as they are; each is there, in the shape that the config asks
+// for.
+std::vector<const TensorEntry*> dense_entries(Llama& model, const WeightFolder& folder,
+                                              const QuantizedWeights& quantized) {
+  std::vector<const TensorEntry*> entries;
   for (const nn::Parameter& p : model.parameters()) {
-    entry_of(p.name, p.value->shape(), folder);
-    used.insert(p.name);
+    if (!quantized.format_of(linear_of(p.name)))
+      entries.push_back(&entry_of(p.name, p.value->shape(), folder));
   }
+  return entries;
+}
+
+std::vector<std::string> unused_tensors(const ModelConfig& config, const WeightFolder& folder,
+                                        std::set<std::string> used) {
   if (config.tied) used.insert(kHead);
   std::vector<std::string> unused;
   for (const std::string& name : folder.names()) {
@@ -88,32 +86,47 @@ std::vector<std::string> unused_tensors(const ModelConfig& config, const WeightF
   return unused;
 }
 
-const char* torch_name(DType dtype) {
-  switch (dtype) {
-    case DType::bf16:
-      return "bfloat16";
-    case DType::f16:
-      return "float16";
-    case DType::f64:
-      return "float64";
-    default:
-      return "float32";
+// The format in which each layer is held, by its path.
+using Formats = std::map<std::string, kernels::WeightFormat>;
+
+Formats formats_to_hold(Llama& model, const ModelWeights& weights, const QuantizeOnLoad& how,
+                        std::vector<std::string>& notes) {
+  Formats formats;
+  for (const LinearShape& linear : linear_shapes(model)) {
+    if (const auto stored = weights.format_of(linear.path)) {
+      if (!how.dequantize) formats[linear.path] = *stored;
+    } else if (how.format && (how.head || linear.path != "lm_head")) {
+      kernels::check_divides(*how.format, linear.rows, linear.cols, linear.path);
+      formats[linear.path] = *how.format;
+    }
   }
+  if (how.head && weights.config().tied) notes.push_back("the output layer is the embedding: it stays dense");
+  return formats;
 }
 
-std::string config_text(const ModelConfig& config, DType dtype) {
-  nlohmann::ordered_json json = nlohmann::ordered_json::parse(config.json);
-  json.erase(json.contains("dtype") ? "torch_dtype" : "dtype");
-  json[json.contains("dtype") ? "dtype" : "torch_dtype"] = torch_name(dtype);
-  json["tie_word_embeddings"] = config.tied;
-  json["model_type"] = config.model_type;
-  if (!json.contains("architectures")) {
-    const std::string& type = config.model_type;
-    json["architectures"] = {type == "llama"   ? "LlamaForCausalLM"
-                             : type == "qwen2" ? "Qwen2ForCausalLM"
-                                               : "MistralForCausalLM"};
+QuantizedWeight hold_quantized(const LinearShape& linear, const kernels::WeightFormat& format,
+                               const ModelWeights& weights, LoadMode mode, Device device) {
+  const PurposeScope purpose(Purpose::weights);
+  if (!weights.format_of(linear.path))
+    return quantize(weights.read(linear.path + ".weight", {linear.rows, linear.cols}).on(device), format);
+  QuantizedWeight w = weights.read_quantized(linear.path, linear.rows, linear.cols);
+  if (device != Device::cpu) return w.on(device);
+  for (const QuantizedWeight::Part& part : w.parts()) {
+    if (mode == LoadMode::train) *part.value = part.value->contiguous_copy();
   }
-  return json.dump(2) + "\n";
+  return w;
+}
+
+void put_quantized(Llama& model, const Formats& formats, const ModelWeights& weights, LoadMode mode,
+                   Device device) {
+  for (const nn::LinearSlot& slot : model.linears()) {
+    const auto format = formats.find(slot.path);
+    if (format == formats.end()) continue;
+    const LinearShape linear{slot.path, (*slot.slot)->out_features(), (*slot.slot)->in_features()};
+    const Tensor bias = (*slot.slot)->dense()->bias();
+    *slot.slot = std::make_unique<nn::QuantizedLinear>(
+        hold_quantized(linear, format->second, weights, mode, device), bias);
+  }
 }
 
 }  // namespace
@@ -128,7 +141,18 @@ ModelWeights::ModelWeights(const std::string& folder)
                     "the file's is used",
                     folder));
   }
-  const auto unused = unused_tensors(config_, *folder_);
+  Llama model(config_, DType::f32, Device::meta);
+  const std::string file = folder + "/config.json";
+  quantized_ = std::make_shared<const QuantizedWeights>(
+      folder_, QuantizationConfig::parse(config_.json, file), linear_shapes(model));
+  notes_.insert(notes_.end(), quantized_->notes().begin(), quantized_->notes().end());
+  std::set<std::string> used = quantized_->keys();
+  stored_bytes_ = quantized_->bytes();
+  for (const TensorEntry* entry : dense_entries(model, *folder_, *quantized_)) {
+    used.insert(entry->name);
+    stored_bytes_ += static_cast<std::int64_t>(entry->data.size());
+  }
+  const auto unused = unused_tensors(config_, *folder_, std::move(used));
   if (!unused.empty()) {
     notes_.push_back(
         fmt::format("{}: {} tensors are not used, the first is {}", folder, unused.size(), unused.front()));
@@ -136,21 +160,36 @@ ModelWeights::ModelWeights(const std::string& folder)
 }
 
 Tensor ModelWeights::read(const std::string& name, const Shape& shape) const {
+  const std::string path = linear_of(name);
+  if (quantized_->format_of(path)) return dequantize(read_quantized(path, shape[0], shape[1]), DType::f32);
   const TensorEntry& entry = entry_of(name, shape, *folder_);
-  return as_tensor(entry, entry.type().value(), folder_);
+  return as_tensor(entry, shape, entry.type().value(), folder_);
+}
+
+QuantizedWeight ModelWeights::read_quantized(const std::string& linear_path, std::int64_t rows,
+                                             std::int64_t cols) const {
+  QuantizedWeight w = quantized_->read(linear_path);
+  check(w.shape == Shape{rows, cols}, "the shape that the config asks for");
+  return w;
 }
 
 void ModelWeights::prefetch() const { folder_->prefetch(); }
 
-LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode, Device device) {
+LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode, Device device,
+                       const QuantizeOnLoad& how) {
   const ModelWeights weights(folder);
   weights.prefetch();
-  // On the CPU parameters come to life one by one; on a GPU they are copied into the model's own memory.
-  LoadedModel loaded{
-      std::make_unique<Llama>(weights.config(), dtype, device == Device::cpu ? Device::meta : device),
-      weights.notes()};
-  for (const nn::Parameter& p : loaded.model->parameters())
-    load_parameter(p, weights.read(p.name, p.value->shape()), mode);
+  const bool holds_codes = how.format || (weights.is_quantized() && !how.dequantize);
+  // On the CPU parameters come to life one by one, and on a GPU where some of them never do as such; else
+  // they are copied into the model's own memory.
+  const Device built = device == Device::cpu || holds_codes ? Device::meta : device;
+  LoadedModel loaded{std::make_unique<Llama>(weights.config(), dtype, built), weights.notes()};
+  const Formats formats = formats_to_hold(*loaded.model, weights, how, loaded.notes);
+  for (const nn::Parameter& p : loaded.model->parameters()) {
+    if (!formats.contains(linear_of(p.name)))
+      load_parameter(p, weights.read(p.name, p.value->shape()), mode, device);
+  }
+  put_quantized(*loaded.model, formats, weights, mode, device);
   loaded.model->adopt(device);
   return loaded;
 }
@@ -171,19 +210,16 @@ void save_parameters(const ModelConfig& config, const std::vector<std::pair<std:
     writer.write(name, {static_cast<const std::byte*>(t.data()), static_cast<std::size_t>(t.bytes())});
   }
   writer.finish();
-  write_file_atomically(target.path() + "/config.json", config_text(config, dtype));
-  for (const char* name : kCompanions) {
-    const std::filesystem::path from = std::filesystem::path(source) / name;
-    if (!source.empty() && std::filesystem::exists(from)) {
-      std::filesystem::copy_file(from, std::filesystem::path(target.path()) / name);
-    }
-  }
+  write_file_atomically(target.path() + "/config.json", config_text(config, dtype, ""));
+  copy_companions(source, target.path());
   target.commit();
 }
 
 void save_model(Llama& model, const std::string& folder, DType dtype, const std::string& source) {
   std::vector<std::pair<std::string, Shape>> shapes;
   std::map<std::string, const Tensor*> values;
+  for (const nn::LinearSlot& slot : model.linears())
+    check((*slot.slot)->quantized() == nullptr, "a model without quantized layers");
   for (const nn::Parameter& p : model.parameters()) {
     shapes.emplace_back(p.name, p.value->shape());
     values[p.name] = p.value;

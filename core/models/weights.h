@@ -7,10 +7,7 @@
 #include <vector>
 
 #include "core/models/llama.h"
-
-namespace ridge {
-class WeightFolder;
-}
+#include "core/models/quantized_weights.h"
 
 namespace ridge::models {
 
@@ -31,20 +28,43 @@ class ModelWeights {
   explicit ModelWeights(const std::string& folder);
   const ModelConfig& config() const { return config_; }
   const std::vector<std::string>& notes() const { return notes_; }
-  /// The stored values of a whole parameter, on the CPU; they may be the mapped file itself.
+  /// The stored values of a whole parameter, on the CPU; they may be the mapped file itself. Those of a
+  /// quantized weight are dequantized to f32.
   Tensor read(const std::string& name, const Shape& shape) const;
+  /// How the weight of a linear layer is quantized, by the layer's path; none where it is dense.
+  std::optional<kernels::WeightFormat> format_of(const std::string& linear_path) const {
+    return quantized_->format_of(linear_path);
+  }
+  /// A quantized weight [rows, cols] as it is, on the CPU; codes may alias the mapped file. UserErrors name
+  /// values that cannot be scales.
+  QuantizedWeight read_quantized(const std::string& linear_path, std::int64_t rows, std::int64_t cols) const;
+  bool is_quantized() const { return !quantized_->empty(); }
+  /// Bytes of all that the model's parameters have in the folder.
+  std::int64_t stored_bytes() const { return stored_bytes_; }
   /// Asks the system to read ahead.
   void prefetch() const;
 
  private:
   ModelConfig config_;
-  std::shared_ptr<const WeightFolder> folder_;
+  SharedFolder folder_;
+  std::shared_ptr<const QuantizedWeights> quantized_;
+  std::int64_t stored_bytes_ = 0;
   std::vector<std::string> notes_;
 };
 
-/// Reads FOLDER/config.json and its weights, converted to `dtype` (f32 or bf16). UserErrors name file, tensor
-/// and both shapes where they disagree with the config.
-LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode, Device device = Device::cpu);
+/// What load_model() does with the linear layers of the blocks, and with the output layer.
+struct QuantizeOnLoad {
+  std::optional<kernels::WeightFormat> format =
+      {};                   // of those that are dense in the folder; none: as they are
+  bool head = false;        // the output layer too, where it is not the embedding
+  bool dequantize = false;  // those that are quantized in the folder become dense
+};
+
+/// Reads FOLDER/config.json and its weights, converted to `dtype` (f32 or bf16); layers that are quantized
+/// stay so. UserErrors name file, tensor and both shapes where they disagree with the config, and a layer
+/// that the format does not divide.
+LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode, Device device = Device::cpu,
+                       const QuantizeOnLoad& quantize = {});
 
 /// As save_model, of parameters that `value_of` gives one at a time, in order. With an empty folder it only
 /// asks for them: where ranks put parameters together, one writes and the others help.
