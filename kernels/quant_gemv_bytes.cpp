@@ -85,7 +85,7 @@ struct Fp8 {
 
 // Adds a step's products, times `scale`, to the totals of kM rows.
 template <int kM, class Values>
-void add_step(const Values& w, const ArrangedRows& x, std::int64_t at, float scale, Floats* total) {
+[[gnu::always_inline]] inline void add_step(const Values& w, const ArrangedRows& x, std::int64_t at, float scale, Floats* total) {
   const Floats w0 = w.template part<0>(), w1 = w.template part<1>(), w2 = w.template part<2>(),
                w3 = w.template part<3>();
 #pragma GCC unroll 8

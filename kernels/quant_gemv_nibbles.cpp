@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/formats/codes.h"
 #include "kernels/lanes.h"
 #include "kernels/quant_gemv.h"
 
@@ -16,99 +17,141 @@ constexpr std::int64_t kStep = 2 * kStepBytes;  // weights
 constexpr std::int64_t kWord = 8;               // weights
 constexpr std::int64_t kAhead = 4096;           // bytes: the hardware's own prefetcher stops at page borders
 
-using Table = std::array<float, 16>;
-
-constexpr Table kInt4 = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-// bitsandbytes' (Dettmers et al., 2023).
-constexpr Table kNf4 = {-1.0f,
-                        -0.6961928009986877f,
-                        -0.5250730514526367f,
-                        -0.39491748809814453f,
-                        -0.28444138169288635f,
-                        -0.18477343022823334f,
-                        -0.09105003625154495f,
-                        0.0f,
-                        0.07958029955625534f,
-                        0.16093020141124725f,
-                        0.24611230194568634f,
-                        0.33791524171829224f,
-                        0.44070982933044434f,
-                        0.5626170039176941f,
-                        0.7229568362236023f,
-                        1.0f};
-constexpr Table kFp4 = {0,     0.0052083333f,  0.6666667f,  1.0f,  0.3333333f,  0.5f,  0.1666667f,  0.25f,
-                        -0.0f, -0.0052083333f, -0.6666667f, -1.0f, -0.3333333f, -0.5f, -0.1666667f, -0.25f};
-
-const Table& table_of(Codes codes) {
-  return codes == Codes::int4 ? kInt4 : (codes == Codes::nf4 ? kNf4 : kFp4);
+// The values of codes 0 to 15; int4's for a zero point of 8.
+std::array<float, 16> values_of(Codes codes) {
+  if (codes == Codes::nf4) return nf4_values();
+  if (codes == Codes::fp4) return fp4_values();
+  std::array<float, 16> values;
+  for (int code = 0; code < 16; ++code) values[static_cast<std::size_t>(code)] = static_cast<float>(code - 8);
+  return values;
 }
 
-// One scale for each word of a row; zeros after the last column. Zero points: what the sum over a word's x is
-// to be multiplied by.
-struct WordScales {
-  std::vector<float> scales, shifts;
+constexpr Words kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-  explicit WordScales(std::int64_t steps)
-      : scales(static_cast<std::size_t>(steps * lanes::kCount)), shifts(scales.size()) {}
+// Scales of a row's groups g .. g + 15; zeros after its last.
+class GroupScales {
+ public:
+  explicit GroupScales(const QuantView& w)
+      : w_(w), groups_(w.cols / w.format.group), all_(w.rows * groups_) {}
 
-  template <class Scale>
-  void spread(const QuantView& w, Scale scale, const std::uint8_t* zeros) {
-    const std::int64_t words = w.format.group / kWord;
-    for (std::int64_t g = 0; g < w.cols / w.format.group; ++g) {
-      const float s = scale(g);
-      float* to = scales.data() + g * words;
-      for (std::int64_t i = 0; i < words; ++i) to[i] = s;
-      if (zeros == nullptr) continue;
-      const float shift = s * static_cast<float>(8 - static_cast<int>(zeros[g]));
-      for (std::int64_t i = 0; i < words; ++i) shifts[static_cast<std::size_t>(g * words + i)] = shift;
-    }
+  Floats at(std::int64_t n, std::int64_t g) const {
+    const std::int64_t first = n * groups_ + g;
+    if (w_.format.double_quant) return nested(first, w_.first_block + n * w_.row_blocks + g, groups_ - g);
+    return w_.scale_dtype == DType::bf16 ? some(static_cast<const bf16*>(w_.scales), first, groups_ - g)
+                                         : some(static_cast<const float*>(w_.scales), first, groups_ - g);
   }
 
-  void fill(const QuantView& w, std::int64_t n) {
-    const std::int64_t groups = w.cols / w.format.group, first = n * groups;
-    const std::uint8_t* zeros = w.zeros == nullptr ? nullptr : w.zeros + first;
-    if (w.format.double_quant) {
-      const std::int64_t at = w.first_block + n * w.row_blocks;
-      spread(
-          w,
-          [&](std::int64_t g) {
-            return w.nested_map[w.scale_codes[first + g]] * w.nested_scales[(at + g) / kNestedBlock] +
-                   *w.nested_offset;
-          },
-          zeros);
-    } else if (w.scale_dtype == DType::bf16) {
-      const auto* scales = static_cast<const bf16*>(w.scales) + first;
-      spread(
-          w, [&](std::int64_t g) { return static_cast<float>(scales[g]); }, zeros);
-    } else {
-      const auto* scales = static_cast<const float*>(w.scales) + first;
-      spread(
-          w, [&](std::int64_t g) { return scales[g]; }, zeros);
-    }
+  // What the sum over a group's x is to be multiplied by, less its scale.
+  Floats shift_at(std::int64_t n, std::int64_t g) const {
+    return 8.0f - some(w_.zeros, n * groups_ + g, groups_ - g);
   }
+
+ private:
+  template <class T>
+  static Floats widen(const T* from) {
+    alignas(64) float values[lanes::kCount];
+    for (std::int64_t i = 0; i < lanes::kCount; ++i) values[i] = static_cast<float>(from[i]);
+    return load<Floats>(values);
+  }
+
+  // Elements `first` .. of an array of all groups, `count` of them if those are fewer than 16.
+  template <class T>
+  Floats some(const T* from, std::int64_t first, std::int64_t count) const {
+    if (first + lanes::kCount > all_) {
+      T values[lanes::kCount] = {};
+      std::copy(from + first, from + std::min(all_, first + count), values);
+      return widen(values);
+    }
+    return kept(widen(from + first), count);
+  }
+
+  static Floats kept(const Floats& values, std::int64_t count) {
+    if (count >= lanes::kCount) return values;
+    return reinterpret_cast<Floats>(reinterpret_cast<Words>(values) &
+                                    reinterpret_cast<Words>(kLane < static_cast<std::uint32_t>(count)));
+  }
+
+  // `whole`: the first one's place in the whole matrix.
+  Floats nested(std::int64_t first, std::int64_t whole, std::int64_t count) const {
+    alignas(64) float values[lanes::kCount] = {};
+    const std::uint8_t* codes = w_.scale_codes + first;
+    const std::int64_t n = std::min(lanes::kCount, count);
+    for (std::int64_t i = 0; i < n; ++i) values[i] = w_.nested_map[codes[i]];
+    const float* second = w_.nested_scales + whole / kNestedBlock;
+    const std::int64_t same = kNestedBlock - whole % kNestedBlock;  // that share the first of them
+    Floats scale = Floats{} + second[0];
+    if (same < n) scale = kLane < static_cast<std::uint32_t>(same) ? scale : Floats{} + second[1];
+    return kept(load<Floats>(values) * scale + *w_.nested_offset, count);
+  }
+
+  const QuantView& w_;
+  std::int64_t groups_, all_;
 };
 
+// Scales of one step after the other of a row, a lane for each word. Zero points: what the sum over a word's
+// x is to be multiplied by, too.
+template <bool kZeros>
+class StepScales {
+ public:
+  explicit StepScales(const QuantView& w) : groups_(w) {
+    const std::int64_t words = w.format.group / kWord;  // of a group: as many steps have 16 groups
+    for (std::int64_t step = 0; step < words; ++step)
+      group_of_.push_back((kLane + static_cast<std::uint32_t>(step * lanes::kCount)) /
+                          static_cast<std::uint32_t>(words));
+  }
+
+  void start(std::int64_t n) {
+    row_ = n;
+    group_ = 0;
+    step_ = group_of_.size();
+  }
+
+  [[gnu::always_inline]] void next(Floats& scale, Floats& shift) {
+    if (step_ == group_of_.size()) {
+      scales_ = groups_.at(row_, group_);
+      if constexpr (kZeros) shifts_ = scales_ * groups_.shift_at(row_, group_);
+      group_ += lanes::kCount;
+      step_ = 0;
+    }
+    scale = __builtin_shuffle(scales_, group_of_[step_]);
+    if constexpr (kZeros) shift = __builtin_shuffle(shifts_, group_of_[step_]);
+    ++step_;
+  }
+
+ private:
+  GroupScales groups_;
+  std::vector<Words> group_of_;  // by step: which of 16 groups a word is in
+  Floats scales_ = {}, shifts_ = {};
+  std::int64_t row_ = 0, group_ = 0;
+  std::size_t step_ = 0;
+};
+
+template <int kPart, int kM>
+[[gnu::always_inline]] inline void add_part(const Floats& table, const Words& words, const float* x,
+                                            std::int64_t stride, Floats* sum) {
+  const Floats value = __builtin_shuffle(table, words >> (4 * kPart));  // takes 4 bits of each
+#pragma GCC unroll 8
+  for (int m = 0; m < kM; ++m) {
+    const Floats product = value * load<Floats>(x + m * stride + kPart * lanes::kCount);
+    sum[m] = kPart == 0 ? product : sum[m] + product;
+  }
+}
+
 template <int kM, bool kZeros>
-void add_step(const std::uint8_t* codes, const Floats& table, const ArrangedRows& x, std::int64_t step,
-              const WordScales& w, Floats* total) {
+[[gnu::always_inline]] inline void add_step(const std::uint8_t* codes, const Floats& table,
+                                            const ArrangedRows& x, std::int64_t step, const Floats& scale,
+                                            const Floats& shift, Floats* total) {
   const Words words = load<Words>(codes);
   Floats sum[kM];
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) {
-    const Floats value = __builtin_shuffle(table, words >> (4 * j));  // takes 4 bits of each
-#pragma GCC unroll 8
-    for (int m = 0; m < kM; ++m) {
-      const Floats product = value * load<Floats>(x.x + m * x.stride + step * kStep + j * lanes::kCount);
-      sum[m] = j == 0 ? product : sum[m] + product;
-    }
+  [&]<int... kPart>(std::integer_sequence<int, kPart...>) __attribute__((always_inline)) {
+    (add_part<kPart, kM>(table, words, x.x + step * kStep, x.stride, sum), ...);
   }
-  const Floats scale = load<Floats>(w.scales.data() + step * lanes::kCount);
+  (std::make_integer_sequence<int, 8>());
 #pragma GCC unroll 8
   for (int m = 0; m < kM; ++m) {
     total[m] += sum[m] * scale;
     if constexpr (kZeros) {
-      total[m] += load<Floats>(w.shifts.data() + step * lanes::kCount) *
-                  load<Floats>(x.sums + m * x.stride / kWord + step * lanes::kCount);
+      total[m] += shift * load<Floats>(x.sums + m * x.stride / kWord + step * lanes::kCount);
     }
   }
 }
@@ -116,21 +159,24 @@ void add_step(const std::uint8_t* codes, const Floats& table, const ArrangedRows
 template <int kM, bool kZeros>
 void dot_rows(const QuantView& w, const ArrangedRows& x, std::int64_t begin, std::int64_t end, float* y,
               std::int64_t y_stride) {
-  const Floats table = load<Floats>(table_of(w.format.codes).data());
+  const Floats table = load<Floats>(values_of(w.format.codes).data());
   const std::int64_t row_bytes = w.row_bytes(), whole = row_bytes / kStepBytes;
-  WordScales scales(x.stride / kStep);
+  StepScales<kZeros> scales(w);
   for (std::int64_t n = begin; n < end; ++n) {
-    scales.fill(w, n);
+    scales.start(n);
+    Floats scale, shift = {};
     const std::uint8_t* codes = w.codes + n * row_bytes;
     Floats total[kM] = {};
     for (std::int64_t step = 0; step < whole; ++step) {
       __builtin_prefetch(codes + step * kStepBytes + kAhead);
-      add_step<kM, kZeros>(codes + step * kStepBytes, table, x, step, scales, total);
+      scales.next(scale, shift);
+      add_step<kM, kZeros>(codes + step * kStepBytes, table, x, step, scale, shift, total);
     }
     if (whole * kStepBytes < row_bytes) {
       alignas(64) std::uint8_t last[kStepBytes] = {};
       std::copy(codes + whole * kStepBytes, codes + row_bytes, last);
-      add_step<kM, kZeros>(last, table, x, whole, scales, total);
+      scales.next(scale, shift);
+      add_step<kM, kZeros>(last, table, x, whole, scale, shift, total);
     }
     for (int m = 0; m < kM; ++m) y[m * y_stride + n - begin] = lanes::sum(total[m]);
   }
