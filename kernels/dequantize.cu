@@ -109,7 +109,8 @@ void dequantize_codes(Stream& stream, const QuantView& w, const View<T>& out) {
   constexpr std::array<float, 16> kValues = kCodes == Codes::nf4 ? nf4_values() : fp4_values();
   std::copy(kValues.begin(), kValues.end(), values.at);
   const std::int64_t stride = w.rows == 1 ? 0 : out.strides[0];
-  const bool eights = w.cols % kEight == 0 && device::aligned_rows(out.data, stride, kEight) &&
+  const bool whole = w.cols % kEight == 0 && (kCodes != Codes::int4 || w.format.group % kEight == 0);
+  const bool eights = whole && device::aligned_rows(out.data, stride, kEight) &&
                       reinterpret_cast<std::uintptr_t>(w.codes) % kEight == 0;
   if (eights) {
     run<kCodes, T, kEight>(stream, w, values, out);
