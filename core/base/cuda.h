@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -83,6 +84,26 @@ class Event {
 
  private:
   void* event_ = nullptr;
+};
+
+/// Work of a stream that was recorded and can be run again at the cost of one launch.
+class Graph {
+ public:
+  Graph() = default;
+  ~Graph();
+  Graph(Graph&& other) noexcept;
+  Graph& operator=(Graph&& other) noexcept;
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  bool recorded() const { return graph_ != nullptr; }
+  /// Records what `body` queues on the stream, which runs nothing of it. It may not wait for the stream, and
+  /// what it has kernels read and write must live as long as this.
+  void record(const Stream& stream, const std::function<void()>& body);
+  void launch(const Stream& stream) const;
+
+ private:
+  void* graph_ = nullptr;  // cudaGraphExec_t
 };
 
 /// Named spans for NVIDIA's tools.

@@ -233,6 +233,45 @@ double Event::nanoseconds_since(const Event& earlier) const {
   return static_cast<double>(milliseconds) * 1e6;
 }
 
+Graph::~Graph() {
+  if (graph_ != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph_));
+}
+
+Graph::Graph(Graph&& other) noexcept : graph_(std::exchange(other.graph_, nullptr)) {}
+
+Graph& Graph::operator=(Graph&& other) noexcept {
+  std::swap(graph_, other.graph_);
+  return *this;
+}
+
+void Graph::record(const Stream& stream, const std::function<void()>& body) {
+  const auto native = static_cast<cudaStream_t>(stream.native());
+  // Relaxed: the pool may ask for memory meanwhile.
+  check_cuda(cudaStreamBeginCapture(native, cudaStreamCaptureModeRelaxed));
+  cudaGraph_t recorded = nullptr;
+  try {
+    body();
+  } catch (...) {
+    cudaStreamEndCapture(native, &recorded);
+    if (recorded != nullptr) cudaGraphDestroy(recorded);
+    cudaGetLastError();
+    throw;
+  }
+  check_cuda(cudaStreamEndCapture(native, &recorded));
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t code = cudaGraphInstantiate(&executable, recorded, 0);
+  cudaGraphDestroy(recorded);
+  check_cuda(code);
+  if (graph_ != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph_));
+  graph_ = executable;
+}
+
+void Graph::launch(const Stream& stream) const {
+  check(graph_ != nullptr, "a recorded graph");
+  check_cuda(
+      cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph_), static_cast<cudaStream_t>(stream.native())));
+}
+
 void range_push(const char* name) { nvtxRangePushA(name); }
 void range_pop() { nvtxRangePop(); }
 

@@ -274,6 +274,11 @@ Purpose& current_purpose() {
   return purpose;
 }
 
+RecordedMemory*& recorded_memory() {
+  static thread_local RecordedMemory* memory = nullptr;
+  return memory;
+}
+
 }  // namespace
 
 std::string_view name_of(Purpose purpose) {
@@ -338,7 +343,40 @@ void Storage::exchange_block(Storage& other) {
 }
 
 Storage::~Storage() {
-  if (owner_ == nullptr && !dropped_) pool_of(device_).give(data_, bytes_, purpose_);
+  if (owner_ != nullptr || dropped_) return;
+  if (RecordedMemory* recorded = RecordedMemory::current(device_)) {
+    recorded->keep(data_, bytes_, purpose_);
+  } else {
+    pool_of(device_).give(data_, bytes_, purpose_);
+  }
 }
+
+RecordedMemory::~RecordedMemory() {
+  for (const Block& block : free_) pool_of(device_).give(block.data, block.size, block.purpose);
+}
+
+RecordedMemory* RecordedMemory::current(Device device) {
+  RecordedMemory* memory = recorded_memory();
+  return memory != nullptr && memory->device_ == device ? memory : nullptr;
+}
+
+void* RecordedMemory::reuse(std::int64_t size, Purpose purpose) {
+  const auto fits = [&](const Block& b) { return b.size == size && b.purpose == purpose; };
+  const auto block = std::find_if(free_.rbegin(), free_.rend(), fits);
+  if (block == free_.rend()) return nullptr;
+  void* data = block->data;
+  free_.erase(std::next(block).base());
+  return data;
+}
+
+void RecordedMemory::keep(void* data, std::int64_t size, Purpose purpose) {
+  free_.push_back({data, size, purpose});
+}
+
+RecordedMemory::Scope::Scope(RecordedMemory& memory) : before_(recorded_memory()) {
+  recorded_memory() = &memory;
+}
+
+RecordedMemory::Scope::~Scope() { recorded_memory() = before_; }
 
 }  // namespace ridge

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/base/device.h"
 
@@ -77,6 +78,42 @@ class Storage {
   Purpose purpose_ = Purpose::activations;
   bool dropped_ = false;
   std::shared_ptr<const void> owner_;
+};
+
+/// Memory of work that is recorded to run again. In its scope this thread's blocks of `device` come from here
+/// and go back here, so that nobody else has them while it lives.
+class RecordedMemory {
+ public:
+  explicit RecordedMemory(Device device) : device_(device) {}
+  ~RecordedMemory();
+  RecordedMemory(const RecordedMemory&) = delete;
+  RecordedMemory& operator=(const RecordedMemory&) = delete;
+
+  class Scope {
+   public:
+    explicit Scope(RecordedMemory& memory);
+    ~Scope();
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    RecordedMemory* before_;
+  };
+
+  /// Of the innermost scope of this thread for a device; null outside.
+  static RecordedMemory* current(Device device);
+  /// A block that came back, or null.
+  void* reuse(std::int64_t size, Purpose purpose);
+  void keep(void* data, std::int64_t size, Purpose purpose);
+
+ private:
+  struct Block {
+    void* data;
+    std::int64_t size;
+    Purpose purpose;
+  };
+  Device device_;
+  std::vector<Block> free_;
 };
 
 }  // namespace ridge
