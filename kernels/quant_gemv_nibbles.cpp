@@ -34,7 +34,9 @@ class GroupScales {
   explicit GroupScales(const QuantView& w)
       : w_(w), groups_(w.cols / w.format.group), all_(w.rows * groups_) {}
 
-  Floats at(std::int64_t n, std::int64_t g) const {
+  std::int64_t count() const { return groups_; }
+
+  [[gnu::noinline]] Floats at(std::int64_t n, std::int64_t g) const {
     const std::int64_t first = n * groups_ + g;
     if (w_.format.double_quant) return nested(first, w_.first_block + n * w_.row_blocks + g, groups_ - g);
     return w_.scale_dtype == DType::bf16 ? some(static_cast<const bf16*>(w_.scales), first, groups_ - g)
@@ -42,7 +44,7 @@ class GroupScales {
   }
 
   // What the sum over a group's x is to be multiplied by, less its scale.
-  Floats shift_at(std::int64_t n, std::int64_t g) const {
+  [[gnu::noinline]] Floats shift_at(std::int64_t n, std::int64_t g) const {
     return 8.0f - some(w_.zeros, n * groups_ + g, groups_ - g);
   }
 
@@ -88,42 +90,24 @@ class GroupScales {
   std::int64_t groups_, all_;
 };
 
-// Scales of one step after the other of a row, a lane for each word. Zero points: what the sum over a word's
-// x is to be multiplied by, too.
-template <bool kZeros>
-class StepScales {
- public:
-  explicit StepScales(const QuantView& w) : groups_(w) {
-    const std::int64_t words = w.format.group / kWord;  // of a group: as many steps have 16 groups
-    for (std::int64_t step = 0; step < words; ++step)
-      group_of_.push_back((kLane + static_cast<std::uint32_t>(step * lanes::kCount)) /
-                          static_cast<std::uint32_t>(words));
-  }
+// Which of 16 groups the words of their steps are in.
+std::vector<Words> groups_of_words(std::int64_t group) {
+  const std::int64_t words = group / kWord;
+  std::vector<Words> out;
+  for (std::int64_t step = 0; step < words; ++step)
+    out.push_back((kLane + static_cast<std::uint32_t>(step * lanes::kCount)) /
+                  static_cast<std::uint32_t>(words));
+  return out;
+}
 
-  void start(std::int64_t n) {
-    row_ = n;
-    group_ = 0;
-    step_ = group_of_.size();
-  }
-
-  [[gnu::always_inline]] void next(Floats& scale, Floats& shift) {
-    if (step_ == group_of_.size()) {
-      scales_ = groups_.at(row_, group_);
-      if constexpr (kZeros) shifts_ = scales_ * groups_.shift_at(row_, group_);
-      group_ += lanes::kCount;
-      step_ = 0;
-    }
-    scale = __builtin_shuffle(scales_, group_of_[step_]);
-    if constexpr (kZeros) shift = __builtin_shuffle(shifts_, group_of_[step_]);
-    ++step_;
-  }
-
- private:
-  GroupScales groups_;
-  std::vector<Words> group_of_;  // by step: which of 16 groups a word is in
-  Floats scales_ = {}, shifts_ = {};
-  std::int64_t row_ = 0, group_ = 0;
-  std::size_t step_ = 0;
+// What is multiplied: codes of a row of w from one step on, and the rows of x from there on.
+struct Steps {
+  const std::uint8_t* codes;
+  const std::uint8_t* ahead;  // codes that will be read soon
+  const float* x;
+  const float* sums;    // of words
+  std::int64_t stride;  // of x
+  const Words* group_of;
 };
 
 template <int kPart, int kM>
@@ -137,23 +121,35 @@ template <int kPart, int kM>
   }
 }
 
+// Adds `count` steps of at most 16 groups to the totals of kM rows.
 template <int kM, bool kZeros>
-[[gnu::always_inline]] inline void add_step(const std::uint8_t* codes, const Floats& table,
-                                            const ArrangedRows& x, std::int64_t step, const Floats& scale,
-                                            const Floats& shift, Floats* total) {
-  const Words words = load<Words>(codes);
-  Floats sum[kM];
-  [&]<int... kPart>(std::integer_sequence<int, kPart...>) __attribute__((always_inline)) {
-    (add_part<kPart, kM>(table, words, x.x + step * kStep, x.stride, sum), ...);
-  }
-  (std::make_integer_sequence<int, 8>());
+[[gnu::always_inline]] inline void add_steps(const Steps& s, std::int64_t count, const Floats& table,
+                                             const Floats& scales, const Floats& shifts, Floats* totals) {
+  Floats total[kM];
+  std::copy_n(totals, kM, total);
+  for (std::int64_t t = 0; t < count; ++t) {
+    __builtin_prefetch(s.ahead + t * kStepBytes);
+    const Words words = load<Words>(s.codes + t * kStepBytes);
+    const float* x = s.x + t * kStep;
+    Floats sum[kM];
+    add_part<0, kM>(table, words, x, s.stride, sum);
+    add_part<1, kM>(table, words, x, s.stride, sum);
+    add_part<2, kM>(table, words, x, s.stride, sum);
+    add_part<3, kM>(table, words, x, s.stride, sum);
+    add_part<4, kM>(table, words, x, s.stride, sum);
+    add_part<5, kM>(table, words, x, s.stride, sum);
+    add_part<6, kM>(table, words, x, s.stride, sum);
+    add_part<7, kM>(table, words, x, s.stride, sum);
+    const Floats scale = __builtin_shuffle(scales, s.group_of[t]);
+    const Floats shift = kZeros ? __builtin_shuffle(shifts, s.group_of[t]) : shifts;
 #pragma GCC unroll 8
-  for (int m = 0; m < kM; ++m) {
-    total[m] += sum[m] * scale;
-    if constexpr (kZeros) {
-      total[m] += shift * load<Floats>(x.sums + m * x.stride / kWord + step * lanes::kCount);
+    for (int m = 0; m < kM; ++m) {
+      if constexpr (kZeros)
+        total[m] += shift * load<Floats>(s.sums + m * s.stride / kWord + t * lanes::kCount);
+      total[m] += sum[m] * scale;
     }
   }
+  std::copy_n(total, kM, totals);
 }
 
 template <int kM, bool kZeros>
@@ -161,22 +157,32 @@ void dot_rows(const QuantView& w, const ArrangedRows& x, std::int64_t begin, std
               std::int64_t y_stride) {
   const Floats table = load<Floats>(values_of(w.format.codes).data());
   const std::int64_t row_bytes = w.row_bytes(), whole = row_bytes / kStepBytes;
-  StepScales<kZeros> scales(w);
+  const GroupScales groups(w);
+  const std::vector<Words> group_of = groups_of_words(w.format.group);
+  const auto block = static_cast<std::int64_t>(group_of.size());
   for (std::int64_t n = begin; n < end; ++n) {
-    scales.start(n);
-    Floats scale, shift = {};
     const std::uint8_t* codes = w.codes + n * row_bytes;
     Floats total[kM] = {};
-    for (std::int64_t step = 0; step < whole; ++step) {
-      __builtin_prefetch(codes + step * kStepBytes + kAhead);
-      scales.next(scale, shift);
-      add_step<kM, kZeros>(codes + step * kStepBytes, table, x, step, scale, shift, total);
-    }
-    if (whole * kStepBytes < row_bytes) {
+    for (std::int64_t step = 0, g = 0; g < groups.count(); step += block, g += lanes::kCount) {
+      const Floats scales = groups.at(n, g), shifts = kZeros ? scales * groups.shift_at(n, g) : Floats{};
+      const Steps from{codes + step * kStepBytes,
+                       codes + step * kStepBytes + kAhead,
+                       x.x + step * kStep,
+                       kZeros ? x.sums + step * lanes::kCount : nullptr,
+                       x.stride,
+                       group_of.data()};
+      const std::int64_t count = std::min(block, whole - step);
+      add_steps<kM, kZeros>(from, count, table, scales, shifts, total);
+      if (count == block || whole * kStepBytes == row_bytes) continue;
       alignas(64) std::uint8_t last[kStepBytes] = {};
       std::copy(codes + whole * kStepBytes, codes + row_bytes, last);
-      scales.next(scale, shift);
-      add_step<kM, kZeros>(last, table, x, whole, scale, shift, total);
+      const Steps rest{last,
+                       codes,
+                       from.x + count * kStep,
+                       kZeros ? from.sums + count * lanes::kCount : nullptr,
+                       x.stride,
+                       &group_of[static_cast<std::size_t>(count)]};
+      add_steps<kM, kZeros>(rest, 1, table, scales, shifts, total);
     }
     for (int m = 0; m < kM; ++m) y[m * y_stride + n - begin] = lanes::sum(total[m]);
   }
