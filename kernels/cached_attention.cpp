@@ -15,26 +15,14 @@
 
 namespace ridge::kernels {
 
-typedef std::int8_t KvBytes __attribute__((vector_size(kVectorBytes / 4)));
-typedef std::int32_t KvWords __attribute__((vector_size(kVectorBytes)));
+namespace {
 
-// A vector of codes as numbers.
-inline VectorOf<float>::type load_vector(const KvInt8* from) {
-  return __builtin_convertvector(detail::load_any<KvBytes>(from), VectorOf<float>::type);
-}
+float value_of(const KvInt8& x) { return int8_value(x.bits); }
 // A code's bits are those of the number's f32 but for the sign's place and 2^120; NaN's scale is NaN already.
-inline VectorOf<float>::type load_vector(const KvFp8* from) {
-  const KvWords wide = __builtin_convertvector(detail::load_any<KvBytes>(from), KvWords);
-  return std::bit_cast<VectorOf<float>::type>((wide << 20) & static_cast<std::int32_t>(0x87F00000u)) *
-         0x1p120f;
-}
-inline float load(const KvInt8& x) { return int8_value(x.bits); }
-inline float load(const KvFp8& x) {
+float value_of(const KvFp8& x) {
   const auto wide = static_cast<std::uint32_t>(static_cast<std::int8_t>(x.bits));
   return std::bit_cast<float>((wide << 20) & 0x87F00000u) * 0x1p120f;
 }
-
-namespace {
 
 using attention_detail::KeyRange, attention_detail::kKeys, attention_detail::kTogether,
     attention_detail::kAhead, attention_detail::kNothing, attention_detail::Scratch;
@@ -66,6 +54,7 @@ struct Sums {
 
 template <class T, class K>
 struct Attend {
+  using Element = std::conditional_t<kKvScaled<K>, float, K>;  // what products are made of
   const Extents& n;
   const View<const T>& q;
   const KvView& cache;
@@ -97,21 +86,33 @@ struct Attend {
 
   std::int64_t slot(const Unit& u, std::int64_t key) const { return (u.b * cache.capacity + key) * n.groups; }
 
+  // A row of the cache as products take it; `room` is for D floats. Asks for the row `ahead`, too.
+  const Element* row_at(const K* data, std::int64_t row, std::int64_t ahead, float* room) const {
+    attention_detail::prefetch_row(data + ahead * n.head_dim, n.head_dim);
+    const K* from = data + row * n.head_dim;
+    if constexpr (kKvScaled<K>) {
+#pragma omp simd
+      for (std::int64_t d = 0; d < n.head_dim; ++d) room[d] = value_of(from[d]);
+      return room;
+    } else {
+      return from;
+    }
+  }
+
   // Calls `body<kRows, kCount>(rows of `data`, j, first row)` for keys begin + j, key by key through all
   // heads.
   template <class Body>
-  void visit(const Unit& u, const void* data, std::int64_t begin, std::int64_t count,
+  void visit(const Unit& u, const void* data, std::int64_t begin, std::int64_t count, float* room,
              const Body& body) const {
-    const K* all = static_cast<const K*>(data);
     const std::int64_t rows = u.count * n.share;
     for (std::int64_t j = 0; j < count; j += kTogether) {
       const std::int64_t some = std::min<std::int64_t>(kTogether, count - j);
       for (std::int64_t g = 0; g < n.groups; ++g) {
-        const K* keys[kTogether] = {};
+        const Element* keys[kTogether] = {};
         for (std::int64_t i = 0; i < some; ++i) {
-          keys[i] = all + (slot(u, begin + j + i) + g) * n.head_dim;
-          const std::int64_t ahead = std::min(begin + j + i + kAhead, u.end - 1);
-          attention_detail::prefetch_row(all + (slot(u, ahead) + g) * n.head_dim, n.head_dim);
+          const std::int64_t key = begin + j + i, ahead = std::min(key + kAhead, u.end - 1);
+          keys[i] =
+              row_at(static_cast<const K*>(data), slot(u, key) + g, slot(u, ahead) + g, room + i * n.width);
         }
         for (std::int64_t r = 0; r < rows; r += kTogether) {
           const std::int64_t first = g * rows + r, left = rows - r;
@@ -124,7 +125,7 @@ struct Attend {
     }
   }
   template <int kRows, class Body>
-  static void visit_rows(const K* const* keys, std::int64_t some, std::int64_t j, std::int64_t first,
+  static void visit_rows(const Element* const* keys, std::int64_t some, std::int64_t j, std::int64_t first,
                          const Body& body) {
     if (some == kTogether) return body.template operator()<kRows, kTogether>(keys, j, first);
     for (std::int64_t i = 0; i < some; ++i) body.template operator()<kRows, 1>(keys + i, j + i, first);
@@ -146,33 +147,37 @@ struct Attend {
     }
   }
 
-  void step(const Unit& u, std::int64_t tile, std::int64_t rows, const float* queries, float* scores,
-            const Sums& sums) const {
+  // Of a unit's thread.
+  struct Room {
+    float *queries, *scores, *keys;  // [rows, width] scaled; [rows, kKeys]; [kTogether, width]
+  };
+
+  void step(const Unit& u, std::int64_t tile, std::int64_t rows, const Room& room, const Sums& sums) const {
     const std::int64_t count = std::min(kKeys, u.end - tile);
-    visit(u, cache.keys, tile, count,
-          [&]<int kRows, int kCount>(const K* const* keys, std::int64_t j, std::int64_t first) {
-            attention_detail::score_keys<kRows, kCount>(keys, n.head_dim, queries + first * n.width, n.width,
-                                                        scores + first * kKeys + j);
+    visit(u, cache.keys, tile, count, room.keys,
+          [&]<int kRows, int kCount>(const Element* const* keys, std::int64_t j, std::int64_t first) {
+            attention_detail::score_keys<kRows, kCount>(keys, n.head_dim, room.queries + first * n.width,
+                                                        n.width, room.scores + first * kKeys + j);
           });
-    scale(u, cache.key_scales, tile, count, rows, scores);
+    scale(u, cache.key_scales, tile, count, rows, room.scores);
     for (std::int64_t i = 0; i < rows; ++i) {
-      attention_detail::soften(seen(u, i), tile, count, n.width, scores + i * kKeys, sums.out + i * n.width,
-                               sums.max[i], sums.sum[i]);
+      attention_detail::soften(seen(u, i), tile, count, n.width, room.scores + i * kKeys,
+                               sums.out + i * n.width, sums.max[i], sums.sum[i]);
     }
-    scale(u, cache.value_scales, tile, count, rows, scores);
-    visit(u, cache.values, tile, count,
-          [&]<int kRows, int kCount>(const K* const* values, std::int64_t j, std::int64_t first) {
-            attention_detail::mix_values<kRows, kCount>(values, n.head_dim, scores + first * kKeys + j,
+    scale(u, cache.value_scales, tile, count, rows, room.scores);
+    visit(u, cache.values, tile, count, room.keys,
+          [&]<int kRows, int kCount>(const Element* const* values, std::int64_t j, std::int64_t first) {
+            attention_detail::mix_values<kRows, kCount>(values, n.head_dim, room.scores + first * kKeys + j,
                                                         n.width, sums.out + first * n.width);
           });
   }
 
   void run(const Unit& u, const Sums& sums) const {
     const std::int64_t rows = n.groups * u.count * n.share;
-    const Scratch<float> memory(rows * (n.width + kKeys));
-    start(u, rows, memory.data(), sums);
-    for (std::int64_t tile = u.begin; tile < u.end; tile += kKeys)
-      step(u, tile, rows, memory.data(), memory.data() + rows * n.width, sums);
+    const Scratch<float> memory(rows * (n.width + kKeys) + kTogether * n.width);
+    const Room room{memory.data(), memory.data() + rows * n.width, memory.data() + rows * (n.width + kKeys)};
+    start(u, rows, room.queries, sums);
+    for (std::int64_t tile = u.begin; tile < u.end; tile += kKeys) step(u, tile, rows, room, sums);
   }
 };
 
