@@ -46,7 +46,7 @@ void dequantize_bytes(const QuantView& w, const View<T>& out) {
 
 /// n codes, even; the low half of a byte first.
 template <class T>
-void decode_int4(const std::uint8_t* codes, std::int64_t n, float scale, int zero, T* y) {
+inline void decode_int4(const std::uint8_t* codes, std::int64_t n, float scale, int zero, T* y) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n / 2; ++i) {
     const int low = (codes[i] & 15) - zero, high = (codes[i] >> 4) - zero;
@@ -56,14 +56,20 @@ void decode_int4(const std::uint8_t* codes, std::int64_t n, float scale, int zer
 }
 
 template <class T>
+void decode_group(const std::uint8_t* codes, std::int64_t n, float scale, int zero, T* y) {
+  if (n == 32) return decode_int4(codes, 32, scale, zero, y);  // short: better with a count that is known
+  decode_int4(codes, n, scale, zero, y);
+}
+
+template <class T>
 void dequantize_int4(const QuantView& w, const View<T>& out) {
   const std::int64_t group = w.format.group, groups = w.cols / group;
   parallel_for(w.rows, kElementsPerTask / std::max<std::int64_t>(1, w.cols),
                [&](std::int64_t begin, std::int64_t end) {
                  for (std::int64_t at = begin * groups; at < end * groups; ++at)
-                   decode_int4(w.codes + at * group / 2, group, scale_at(w, at),
-                               w.format.zero_points ? w.zeros[at] : 8,
-                               &out(at / groups, at % groups * group));
+                   decode_group(w.codes + at * group / 2, group, scale_at(w, at),
+                                w.format.zero_points ? w.zeros[at] : 8,
+                                &out(at / groups, at % groups * group));
                });
 }
 

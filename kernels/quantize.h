@@ -10,13 +10,16 @@ namespace ridge::kernels {
 /// Fills all that `out.format` has of w [N, K], with dense rows: codes, scales, zeros and, under
 /// double_quant, the scales' codes, nested scales, map and offset. The same bits on a CPU and on a GPU.
 /// Definitions:
-///   nf4, fp4   absmax of 64 in f32, the nearest code of w / absmax (bitsandbytes); second level: blocks of
-///   256
-///              of absmax less their mean, in the signed dynamic map
+///   nf4, fp4   absmax of 64 in f32, the nearest code of w (1 / absmax), as bitsandbytes' CUDA kernels have
+///   it
+///              (its CPU code rounds fp4's values, and with them a threshold); zeros follow a partial last
+///              block; second level: absmax less their mean in blocks of 256, in the signed dynamic map. The
+///              mean is summed in f64: its last bit may differ from PyTorch's
 ///   int8, fp8  absmax of a row / 127.5 and / 448, tiles too; codes are w / scale, rounded to even, clamped
 ///   int4       symmetric: absmax of a group / 7.5, q in -8 .. 7, kept + 8; with zero points: (max - min) /
 ///   15,
-///              0 included, zero = round(-min / scale)                        (compressed-tensors)
+///              0 included, zero = round(-8 - min / scale) + 8, q = round(w / scale + zero)
+///              (compressed-tensors)
 /// int4's scale is rounded to its dtype first, and codes are of that. A group of zeros has scale 1 where the
 /// format divides by it, and codes of zero. Instantiated for float and bf16.
 template <class T>

@@ -70,21 +70,24 @@ const std::array<float, 256>& dynamic_map() {
 void quantize_scales(const float* scales_B, std::int64_t count, const QuantTarget& out) {
   const std::array<float, 256>& map = dynamic_map();
   std::copy(map.begin(), map.end(), out.nested_map);
+  std::array<float, 255> thresholds{};
+  for (std::size_t i = 0; i < thresholds.size(); ++i) thresholds[i] = map_threshold(map[i], map[i + 1]);
   const float offset = count == 0 ? 0.0f : mean_of(scales_B, count);
   *out.nested_offset = offset;
-  const std::int64_t blocks = (count + kNestedBlock - 1) / kNestedBlock;
-  parallel_for(blocks, 16, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t b = begin; b < end; ++b) {
-      const std::int64_t first = b * kNestedBlock, last = std::min(count, first + kNestedBlock);
-      std::uint32_t most = 0;
-      for (std::int64_t i = first; i < last; ++i) most = std::max(most, magnitude_bits(scales_B[i] - offset));
-      const float absmax = std::bit_cast<float>(most);
-      out.nested_scales[b] = absmax;
-      const float inverse = inverse_of(absmax);
-      for (std::int64_t i = first; i < last; ++i)
-        out.scale_codes[i] =
-            static_cast<std::uint8_t>(nearest_in_map(map.data(), (scales_B[i] - offset) * inverse));
-    }
+  const auto encode_block = [&](std::int64_t block) {
+    const float* x = scales_B + block * kNestedBlock;
+    std::uint8_t* codes = out.scale_codes + block * kNestedBlock;
+    const std::int64_t n = std::min(kNestedBlock, count - block * kNestedBlock);
+    std::uint32_t most = 0;
+    for (std::int64_t i = 0; i < n; ++i) most = std::max(most, magnitude_bits(x[i] - offset));
+    const float inverse = inverse_of(std::bit_cast<float>(most));
+    out.nested_scales[block] = std::bit_cast<float>(most);
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i)
+      codes[i] = static_cast<std::uint8_t>(nearest_in_map(thresholds.data(), (x[i] - offset) * inverse));
+  };
+  parallel_for((count + kNestedBlock - 1) / kNestedBlock, 16, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t block = begin; block < end; ++block) encode_block(block);
   });
 }
 

@@ -49,16 +49,17 @@ __global__ void mean_kernel(const double* sums_P, std::int64_t parts, std::int64
 __global__ void __launch_bounds__(kNestedBlock)
     encode_kernel(const float* scales_B, std::int64_t count, const float* map_256, const float* offset,
                   std::uint8_t* codes_B, float* nested_scales) {
-  __shared__ float map[kNestedBlock];
+  __shared__ float thresholds[kNestedBlock];
   __shared__ std::uint32_t shared[33];
-  map[threadIdx.x] = map_256[threadIdx.x];
+  if (threadIdx.x < 255)
+    thresholds[threadIdx.x] = map_threshold(map_256[threadIdx.x], map_256[threadIdx.x + 1]);
   const std::int64_t i = std::int64_t{blockIdx.x} * kNestedBlock + threadIdx.x;
   const float x = i < count ? __fsub_rn(scales_B[i], *offset) : 0.0f;
   const float absmax = __uint_as_float(
-      device::block_all<device::Max>(magnitude_bits(x), shared, 0u));  // map is there after it
+      device::block_all<device::Max>(magnitude_bits(x), shared, 0u));  // thresholds are there after it
   if (threadIdx.x == 0) nested_scales[blockIdx.x] = absmax;
   if (i < count)
-    codes_B[i] = static_cast<std::uint8_t>(nearest_in_map(map, __fmul_rn(x, inverse_of(absmax))));
+    codes_B[i] = static_cast<std::uint8_t>(nearest_in_map(thresholds, __fmul_rn(x, inverse_of(absmax))));
 }
 
 }  // namespace

@@ -72,14 +72,22 @@ constexpr std::uint32_t fp4_code(float x) {
   return (order ^ ((order & 2u) << 1)) | (x < 0 ? 8u : 0u);  // by magnitude: 0 1 6 7 4 5 2 3
 }
 
-/// The code of the nearest of a map's 256 rising values; of two as near, the lower.
-constexpr std::uint32_t nearest_in_map(const float* map, float x) {
+/// Between two neighbours of a map.
+constexpr float map_threshold(float low, float high) { return (low + high) * 0.5f; }
+
+namespace detail {
+template <std::uint32_t... I>
+constexpr std::uint32_t search(const float* t, float x, std::integer_sequence<std::uint32_t, I...>) {
   std::uint32_t code = 0;
-  for (std::uint32_t step = 128; step > 0; step /= 2) {
-    const std::uint32_t next = code + step;
-    code = x > (map[next - 1] + map[next]) * 0.5f ? next : code;
-  }
+  ((code += x > t[code + (128u >> I) - 1] ? 128u >> I : 0u), ...);
   return code;
+}
+}  // namespace detail
+
+/// The code of the nearest of a map's 256 rising values, from the 255 thresholds between them; of two as
+/// near, the lower.
+constexpr std::uint32_t nearest_in_map(const float* thresholds, float x) {
+  return detail::search(thresholds, x, std::make_integer_sequence<std::uint32_t, 8>());
 }
 
 /// What elements of a block are multiplied by: 1 / absmax, as bitsandbytes' kernels do. Finite, so that a
