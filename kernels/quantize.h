@@ -10,16 +10,14 @@ namespace ridge::kernels {
 /// Fills all that `out.format` has of w [N, K], with dense rows: codes, scales, zeros and, under
 /// double_quant, the scales' codes, nested scales, map and offset. The same bits on a CPU and on a GPU.
 /// Definitions:
-///   nf4, fp4   absmax of 64 in f32, the nearest code of w (1 / absmax), as bitsandbytes' CUDA kernels have
-///   it
-///              (its CPU code rounds fp4's values, and with them a threshold); zeros follow a partial last
-///              block; second level: absmax less their mean in blocks of 256, in the signed dynamic map. The
-///              mean is summed in f64: its last bit may differ from PyTorch's
-///   int8, fp8  absmax of a row / 127.5 and / 448, tiles too; codes are w / scale, rounded to even, clamped
-///   int4       symmetric: absmax of a group / 7.5, q in -8 .. 7, kept + 8; with zero points: (max - min) /
-///   15,
-///              0 included, zero = round(-8 - min / scale) + 8, q = round(w / scale + zero)
-///              (compressed-tensors)
+///   nf4, fp4   absmax of 64 in f32, the nearest code of w (1 / absmax), as in bitsandbytes' CUDA kernels;
+///              its CPU code rounds fp4's values, and with them a threshold. Second level: absmax less
+///              their mean in blocks of 256, in the signed dynamic map. The mean is summed in f64: its
+///              last bit may differ from PyTorch's
+///   int8, fp8  absmax of a row / 127.5 and / 448, tiles too; codes are w / scale, rounded to even
+///   int4       symmetric: absmax of a group / 7.5, q in -8 .. 7, kept + 8; with zero points:
+///              (max - min) / 15, 0 included, zero = round(-8 - min / scale), q = round(w / scale + zero),
+///              all clamped, kept + 8                                              (compressed-tensors)
 /// int4's scale is rounded to its dtype first, and codes are of that. A group of zeros has scale 1 where the
 /// format divides by it, and codes of zero. Instantiated for float and bf16.
 template <class T>
