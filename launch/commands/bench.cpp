@@ -13,6 +13,7 @@
 #include "launch/ceilings.h"
 #include "launch/commands/bench_attention.h"
 #include "launch/commands/bench_checkpoint.h"
+#include "launch/commands/bench_gemm.h"
 #include "launch/commands/bench_kernels.h"
 #include "launch/context.h"
 #include "launch/environment.h"
@@ -244,6 +245,7 @@ void add_bench(const Command& app, Context& context) {
   kernels.option("--runs", each->runs, "Batches of ten launches of each kernel");
   kernels.run([each, &context] { bench_kernels(*each, context); });
   add_bench_attention(bench, context);
+  add_bench_gemm(bench, context);
   add_bench_checkpoint(bench, context);
   auto training = std::make_shared<Options>();
   const Command steps = add_workload(bench, *training, "train", "A training step, all weights, AdamW", "f32");
