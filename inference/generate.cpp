@@ -33,7 +33,7 @@ void check_ids(std::span<const std::int32_t> ids, std::int64_t vocabulary) {
 }  // namespace
 
 Generation generate(models::Llama& model, std::span<const std::int32_t> prompt,
-                    const GenerateOptions& options, const std::function<void(std::int32_t)>& on_token) {
+                    const GenerateOptions& options, const std::function<bool(std::int32_t)>& on_token) {
   require(!prompt.empty(), "the prompt has no tokens: give a text");
   check_ids(prompt, model.config().vocab_size);
   const autograd::NoGradScope no_grad;
@@ -46,7 +46,7 @@ Generation generate(models::Llama& model, std::span<const std::int32_t> prompt,
     const std::int32_t id = next_token(model, feed, cache, options, static_cast<std::uint64_t>(step), seen);
     seen.at(static_cast<std::size_t>(id) / 32) |= 1u << (id % 32);
     result.ids.push_back(id);
-    if (on_token) on_token(id);
+    const bool goes_on = !on_token || on_token(id);
     if (step == 0) {
       result.prefill_seconds = seconds_since(start);
       start = std::chrono::steady_clock::now();
@@ -54,6 +54,7 @@ Generation generate(models::Llama& model, std::span<const std::int32_t> prompt,
       ++result.decoded;
     }
     if (std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end()) break;
+    if (!goes_on) break;
     feed.assign(1, id);
   }
   result.decode_seconds = seconds_since(start);

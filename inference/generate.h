@@ -24,8 +24,9 @@ struct Generation {
   std::int64_t decoded = 0;  // tokens that decode_seconds made
 };
 
-/// `on_token` hears every new id at once. A UserError for an empty prompt or an id outside the embedding.
+/// `on_token` hears every new id at once; false ends the text. A UserError for an empty prompt or an id
+/// outside the embedding.
 Generation generate(models::Llama& model, std::span<const std::int32_t> prompt,
-                    const GenerateOptions& options, const std::function<void(std::int32_t)>& on_token = {});
+                    const GenerateOptions& options, const std::function<bool(std::int32_t)>& on_token = {});
 
 }  // namespace ridge::inference

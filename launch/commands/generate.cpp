@@ -1,78 +1,202 @@
 #include <cstdio>
+#include <optional>
 #include <utility>
 
+#include "core/io/file.h"
 #include "core/text/tokenizer.h"
-#include "inference/generate.h"
+#include "inference/engine.h"
 #include "launch/context.h"
 #include "launch/model_options.h"
+#include "launch/reply_text.h"
 
 namespace ridge {
 namespace {
 
+using inference::Generation;
+
+constexpr std::size_t kMostPromptBytes = std::size_t{256} << 20;
+
 struct Options {
   ModelOptions model;
-  std::string prompt;
+  std::string prompt, prompts, kv_cache = "auto";
   inference::GenerateOptions generate;
-  bool ignore_eos = false;
+  inference::EngineOptions engine;
+  std::vector<std::string> stops;
+  bool ignore_eos = false, reference = false, stream = false;
 };
 
-void check_options(const Options& options) {
-  const inference::SamplingOptions& s = options.generate.sampling;
+// A prompt with its ids, and what comes of it.
+struct Reply {
+  std::string prompt;
+  std::vector<std::int32_t> ids;
+  ReplyText text;
+  Generation done = {};
+};
+
+void check_options(const Options& options, bool one, bool many) {
+  require(one || many, "--prompt is required, or --prompts with a file of them");
+  require(!one || !many, "--prompt and --prompts: give one of them");
   require(options.generate.max_new_tokens >= 1, "--max-new-tokens is {}: give at least 1",
           options.generate.max_new_tokens);
-  require(s.temperature >= 0, "--temperature is {}: give at least 0", s.temperature);
-  require(s.top_k >= 0, "--top-k is {}: give at least 0", s.top_k);
-  require(s.top_p > 0 && s.top_p <= 1, "--top-p is {}: give more than 0 and at most 1", s.top_p);
+  require(options.engine.slots >= 1, "--batch is {}: give at least 1", options.engine.slots);
+  require(options.engine.prefill_chunk >= 1, "--prefill-chunk is {}: give at least 1",
+          options.engine.prefill_chunk);
+  require(!options.stream || !many,
+          "--stream: texts of --prompts grow side by side, none of them can be shown as it comes");
+  require(!options.reference || options.kv_cache == "auto",
+          "--reference keeps keys and values in the model's dtype: --kv-cache {} has no meaning",
+          options.kv_cache);
+  if (options.kv_cache != "auto") kernels::parse_kv_format(options.kv_cache);
+  inference::check_sampling(options.generate.sampling);
 }
 
-void run(Options& options, Context& context) {
-  check_options(options);
+std::vector<std::string> prompts_of(const Options& options) {
+  if (options.prompts.empty()) return {options.prompt};
+  std::vector<std::string> lines;
+  const std::string text = read_text_file(options.prompts, kMostPromptBytes);
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find('\n', begin), text.size());
+    lines.push_back(text.substr(begin, end - begin));
+    if (lines.back().ends_with('\r')) lines.back().pop_back();
+    begin = end + 1;
+  }
+  require(!lines.empty(), "--prompts: {} has no line", options.prompts);
+  return lines;
+}
+
+void write(std::FILE* file, const std::string& text) {
+  std::fwrite(text.data(), 1, text.size(), file);
+  std::fflush(file);
+}
+
+// Shows text on stdout, or with --json on stderr where it was asked for.
+class Screen {
+ public:
+  Screen(const Options& options, const Context& context)
+      : file_(!context.is_root() || !options.prompts.empty() || (context.json && !options.stream)
+                  ? nullptr
+                  : (context.json ? stderr : stdout)) {}
+  void show(const std::string& text) const {
+    if (file_ != nullptr) write(file_, text);
+  }
+
+ private:
+  std::FILE* file_;
+};
+
+void run_plain(models::Llama& model, std::vector<Reply>& replies, const Options& options,
+               const std::function<bool(Reply&, std::int32_t)>& hear) {
+  for (Reply& reply : replies)
+    reply.done = inference::generate(model, reply.ids, options.generate,
+                                     [&](std::int32_t id) { return hear(reply, id); });
+}
+
+void run_engine(models::Llama& model, std::vector<Reply>& replies, const Options& options,
+                const std::function<bool(Reply&, std::int32_t)>& hear) {
+  inference::EngineOptions how = options.engine;
+  how.slots = std::min(how.slots, static_cast<std::int64_t>(replies.size()));
+  how.vocabulary = options.generate.vocabulary;
+  if (options.kv_cache != "auto") how.cache = kernels::parse_kv_format(options.kv_cache);
+  std::vector<inference::Request> requests;
+  for (Reply& reply : replies) {
+    requests.push_back({reply.ids, options.generate.max_new_tokens, options.generate.sampling,
+                        options.generate.stop_ids,
+                        [&hear, &reply](std::int32_t id) { return hear(reply, id); }});
+  }
+  inference::Engine engine(model, how);
+  auto done = engine.generate(requests);
+  for (std::size_t i = 0; i < replies.size(); ++i) replies[i].done = std::move(done[i]);
+}
+
+double rate_of(const Generation& done) {
+  return done.decoded > 0 ? static_cast<double>(done.decoded) / done.decode_seconds : 0;
+}
+
+JsonObject json_of(const Reply& reply, const Tokenizer& tokenizer) {
+  return {{"ids", reply.done.ids},
+          {"text", reply.text.stopped() ? reply.text.text() : tokenizer.decode_utf8(reply.done.ids)},
+          {"prefill_ms", reply.done.prefill_seconds * 1e3},
+          {"decode_tokens_per_s", rate_of(reply.done)}};
+}
+
+void report(const std::vector<Reply>& replies, const Tokenizer& tokenizer, const Options& options,
+            const Context& context) {
+  if (!context.is_root()) return;
+  if (context.json && options.prompts.empty()) return context.emit(json_of(replies.front(), tokenizer), "");
+  if (context.json) {
+    std::string list;
+    for (const Reply& reply : replies) list += (list.empty() ? "" : ",") + json_of(reply, tokenizer).dump();
+    return write(stdout, "[" + list + "]\n");
+  }
+  std::size_t prompt = 0;
+  double prefill = 0, slowest = 0, decoded = 0;
+  for (const Reply& reply : replies) {
+    if (!options.prompts.empty()) write(stdout, reply.prompt + reply.text.text() + "\n");
+    prompt += reply.ids.size();
+    prefill += reply.done.prefill_seconds;
+    slowest = std::max(slowest, reply.done.decode_seconds);
+    decoded += static_cast<double>(reply.done.decoded);
+  }
+  context.note(fmt::format("prefill {} tokens in {:.1f} ms; decode {:.1f} tokens/s", prompt, prefill * 1e3,
+                           decoded > 0 ? decoded / slowest : 0));
+}
+
+void run(Options& options, bool one, bool many, Context& context) {
+  check_options(options, one, many);
   const Tokenizer tokenizer = Tokenizer::load(options.model.model);
-  const std::vector<std::int32_t> prompt = tokenizer.encode(options.prompt, true);
+  std::vector<Reply> replies;
+  for (const std::string& prompt : prompts_of(options))
+    replies.push_back({prompt, tokenizer.encode(prompt, true), ReplyText(tokenizer, options.stops)});
   const auto model = load(options.model, context);
-  check_ids(prompt, model->config(), "--prompt");
+  for (const Reply& reply : replies) check_ids(reply.ids, model->config(), many ? "--prompts" : "--prompt");
   if (!context.is_root()) return;
   options.generate.vocabulary = tokenizer.vocab_size();
   if (!options.ignore_eos) options.generate.stop_ids = model->config().eos_ids;
-  DecodeStream stream(tokenizer);
-  const auto show = [&](const std::string& text) {
-    if (context.json) return;
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
-  };
+  const Screen screen(options, context);
   std::string before = options.prompt;  // shown once there is something to follow it
-  const auto done = inference::generate(*model, prompt, options.generate, [&](std::int32_t id) {
-    show(std::exchange(before, {}) + stream.push(id));
-  });
-  show(stream.flush() + "\n");
-  const double rate = done.decoded > 0 ? static_cast<double>(done.decoded) / done.decode_seconds : 0;
-  if (context.json) {
-    context.emit({{"ids", done.ids},
-                  {"text", tokenizer.decode_utf8(done.ids)},
-                  {"prefill_ms", done.prefill_seconds * 1e3},
-                  {"decode_tokens_per_s", rate}},
-                 "");
-  } else {
-    context.note(fmt::format("prefill {} tokens in {:.1f} ms; decode {:.1f} tokens/s", prompt.size(),
-                             done.prefill_seconds * 1e3, rate));
-  }
+  const auto hear = [&](Reply& reply, std::int32_t id) {
+    screen.show(std::exchange(before, {}) + reply.text.push(id));
+    return !reply.text.stopped();
+  };
+  (options.reference ? run_plain : run_engine)(*model, replies, options, hear);
+  for (Reply& reply : replies) screen.show(reply.text.flush() + "\n");
+  report(replies, tokenizer, options, context);
+}
+
+void add_options(const Command& command, Options& options) {
+  inference::SamplingOptions& sampling = options.generate.sampling;
+  command.option("--prompt", options.prompt, "Text to go on from");
+  command.option("--prompts", options.prompts,
+                 "File of such texts, one a line; with --json an array of results");
+  command.option("--max-new-tokens", options.generate.max_new_tokens, "At most that many");
+  command.option("--temperature", sampling.temperature, "0: greedy");
+  command.option("--top-k", sampling.top_k, "0: off");
+  command.option("--top-p", sampling.top_p, "1: off");
+  command.option("--min-p", sampling.min_p, "Share of the most likely token's probability; 0: off");
+  command.option("--repetition-penalty", sampling.repetition_penalty, "1: off");
+  command.option("--seed", sampling.seed, "Of the sampling");
+  command.option("--stop", options.stops,
+                 "Text that ends the reply, which it is not part of; may be repeated");
+  command.flag("--ignore-eos", options.ignore_eos, "Go on after an end-of-sequence token");
+  command.flag("--stream", options.stream, "Show the text as it comes with --json too, on stderr");
+  command.option("--kv-cache", options.kv_cache,
+                 "Of keys and values: auto (the model's dtype), f32, bf16, fp8 or int8");
+  command.option("--batch", options.engine.slots, "Texts of --prompts at once");
+  command.option("--prefill-chunk", options.engine.prefill_chunk, "Tokens of a prompt in one pass");
+  command.flag("--reference", options.reference, "The plain path, one text after the other");
 }
 
 }  // namespace
 
 void add_generate(const Command& app, Context& context) {
   auto options = std::make_shared<Options>();
+  options->engine.slots = 8;
   const Command command = app.add("generate", "Text that follows a prompt");
   add_model_options(command, options->model, "auto");
-  inference::SamplingOptions& sampling = options->generate.sampling;
-  command.required("--prompt", options->prompt, "Text to go on from");
-  command.option("--max-new-tokens", options->generate.max_new_tokens, "At most that many");
-  command.option("--temperature", sampling.temperature, "0: greedy");
-  command.option("--top-k", sampling.top_k, "0: off");
-  command.option("--top-p", sampling.top_p, "1: off");
-  command.option("--seed", sampling.seed, "Of the sampling");
-  command.flag("--ignore-eos", options->ignore_eos, "Go on after an end-of-sequence token");
-  command.run([options, &context] { run(*options, context); });
+  add_options(command, *options);
+  command.run([options, command, &context] {
+    run(*options, command.given("--prompt"), command.given("--prompts"), context);
+  });
 }
 
 }  // namespace ridge

@@ -89,9 +89,14 @@ TEST_F(GenerateOptionsTest, IdsWithoutATokenAreNeverChosen) {
 
 TEST_F(GenerateOptionsTest, TellsEveryIdAtOnce) {
   std::vector<std::int32_t> heard;
-  const Generation done =
-      generate(*model_, prompt_, {.max_new_tokens = 9}, [&](std::int32_t id) { heard.push_back(id); });
+  const Generation done = generate(*model_, prompt_, {.max_new_tokens = 9}, [&](std::int32_t id) {
+    heard.push_back(id);
+    return true;
+  });
   EXPECT_EQ(heard, done.ids);
+  const Generation cut = generate(*model_, prompt_, {.max_new_tokens = 9},
+                                  [&, left = 4](std::int32_t) mutable { return --left > 0; });
+  EXPECT_EQ(cut.ids, std::vector<std::int32_t>(heard.begin(), heard.begin() + 4));
   EXPECT_GT(done.prefill_seconds, 0);
   EXPECT_GT(done.decode_seconds, 0);
 }
