@@ -1,6 +1,7 @@
 // int4, nf4 and fp4: a code is looked up in a register.
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -28,49 +29,64 @@ std::array<float, 16> values_of(Codes codes) {
 
 constexpr Words kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
+using Bytes16 = std::uint8_t __attribute__((vector_size(16)));
+using Halves16 = std::uint16_t __attribute__((vector_size(32)));
+
+Floats widen(const float* from) { return load<Floats>(from); }
+Floats widen(const bf16* from) {
+  return reinterpret_cast<Floats>(__builtin_convertvector(load<Halves16>(from), Words) << 16);
+}
+// By way of 16 bits: GCC 12 widens to twice the size alone without leaving vectors.
+Floats widen(const std::uint8_t* from) {
+  const Halves16 halves = __builtin_convertvector(load<Bytes16>(from), Halves16);
+  return __builtin_convertvector(__builtin_convertvector(halves, Words), Floats);
+}
+
 // Scales of a row's groups g .. g + 15; zeros after its last.
 class GroupScales {
  public:
-  explicit GroupScales(const QuantView& w)
-      : w_(w), groups_(w.cols / w.format.group), all_(w.rows * groups_) {}
+  explicit GroupScales(const QuantView& w) : w_(w), groups_(w.cols / w.format.group), all_(w.rows * groups_) {
+    if (w.format.double_quant) return;
+    if (w.scale_dtype == DType::bf16) {
+      halves_ = static_cast<const bf16*>(w.scales);
+    } else {
+      floats_ = static_cast<const float*>(w.scales);
+    }
+  }
 
   std::int64_t count() const { return groups_; }
 
-  [[gnu::noinline]] Floats at(std::int64_t n, std::int64_t g) const {
+  [[gnu::always_inline]] Floats at(std::int64_t n, std::int64_t g) const {
     const std::int64_t first = n * groups_ + g;
-    if (w_.format.double_quant) return nested(first, w_.first_block + n * w_.row_blocks + g, groups_ - g);
-    return w_.scale_dtype == DType::bf16 ? some(static_cast<const bf16*>(w_.scales), first, groups_ - g)
-                                         : some(static_cast<const float*>(w_.scales), first, groups_ - g);
+    if (first + lanes::kCount > all_ || w_.format.double_quant) return slowly(n, g);
+    return kept(floats_ != nullptr ? widen(floats_ + first) : widen(halves_ + first), groups_ - g);
   }
 
   // What the sum over a group's x is to be multiplied by, less its scale.
-  [[gnu::noinline]] Floats shift_at(std::int64_t n, std::int64_t g) const {
-    return 8.0f - some(w_.zeros, n * groups_ + g, groups_ - g);
+  [[gnu::always_inline]] Floats shift_at(std::int64_t n, std::int64_t g) const {
+    const std::int64_t first = n * groups_ + g;
+    return 8.0f - (first + lanes::kCount > all_ ? last(w_.zeros, first) : widen(w_.zeros + first));
   }
 
  private:
-  template <class T>
-  static Floats widen(const T* from) {
-    alignas(64) float values[lanes::kCount];
-    for (std::int64_t i = 0; i < lanes::kCount; ++i) values[i] = static_cast<float>(from[i]);
-    return load<Floats>(values);
-  }
-
-  // Elements `first` .. of an array of all groups, `count` of them if those are fewer than 16.
-  template <class T>
-  Floats some(const T* from, std::int64_t first, std::int64_t count) const {
-    if (first + lanes::kCount > all_) {
-      T values[lanes::kCount] = {};
-      std::copy(from + first, from + std::min(all_, first + count), values);
-      return widen(values);
-    }
-    return kept(widen(from + first), count);
-  }
-
   static Floats kept(const Floats& values, std::int64_t count) {
     if (count >= lanes::kCount) return values;
     return reinterpret_cast<Floats>(reinterpret_cast<Words>(values) &
                                     reinterpret_cast<Words>(kLane < static_cast<std::uint32_t>(count)));
+  }
+
+  // Of an array that ends within 16.
+  template <class T>
+  [[gnu::noinline]] Floats last(const T* from, std::int64_t first) const {
+    T values[lanes::kCount] = {};
+    std::copy(from + first, from + all_, values);
+    return widen(values);
+  }
+
+  [[gnu::noinline]] Floats slowly(std::int64_t n, std::int64_t g) const {
+    const std::int64_t first = n * groups_ + g, count = groups_ - g;
+    if (w_.format.double_quant) return nested(first, w_.first_block + n * w_.row_blocks + g, count);
+    return kept(floats_ != nullptr ? last(floats_, first) : last(halves_, first), count);
   }
 
   // `whole`: the first one's place in the whole matrix.
@@ -88,6 +104,8 @@ class GroupScales {
 
   const QuantView& w_;
   std::int64_t groups_, all_;
+  const float* floats_ = nullptr;
+  const bf16* halves_ = nullptr;
 };
 
 // Which of 16 groups the words of their steps are in.
@@ -100,92 +118,120 @@ std::vector<Words> groups_of_words(std::int64_t group) {
   return out;
 }
 
-// What is multiplied: codes of a row of w from one step on, and the rows of x from there on.
+// What is multiplied: codes of rows of w from one step on, and the rows of x from there on.
 struct Steps {
   const std::uint8_t* codes;
   const std::uint8_t* ahead;  // codes that will be read soon
+  std::int64_t row_bytes;     // from row to row of codes
   const float* x;
   const float* sums;    // of words
   std::int64_t stride;  // of x
   const Words* group_of;
 };
 
-template <int kPart, int kM>
-[[gnu::always_inline]] inline void add_part(const Floats& table, const Words& words, const float* x,
-                                            std::int64_t stride, Floats* sum) {
-  const Floats value = __builtin_shuffle(table, words >> (4 * kPart));  // takes 4 bits of each
+// Scales of 16 groups of each of kN rows of w, and what zero points make of them.
+template <int kN>
+struct Scales {
+  Floats scale[kN], shift[kN];
+};
+
+template <int kPart, int kM, int kN>
+[[gnu::always_inline]] inline void add_part(const Floats& table, const Words (&words)[kN], const float* x,
+                                            std::int64_t stride, Floats (&sum)[kN][kM]) {
+  Floats value[kN];
+#pragma GCC unroll 2
+  for (int r = 0; r < kN; ++r) value[r] = __builtin_shuffle(table, words[r] >> (4 * kPart));  // takes 4 bits
 #pragma GCC unroll 8
   for (int m = 0; m < kM; ++m) {
-    const Floats product = value * load<Floats>(x + m * stride + kPart * lanes::kCount);
-    sum[m] = kPart == 0 ? product : sum[m] + product;
+    const Floats part = load<Floats>(x + m * stride + kPart * lanes::kCount);
+#pragma GCC unroll 2
+    for (int r = 0; r < kN; ++r) sum[r][m] = kPart == 0 ? value[r] * part : sum[r][m] + value[r] * part;
   }
 }
 
-// Adds `count` steps of at most 16 groups to the totals of kM rows.
-template <int kM, bool kZeros>
+// Adds `count` steps of at most 16 groups to the totals of kN rows of w and kM rows of x.
+template <int kM, int kN, bool kZeros>
 [[gnu::always_inline]] inline void add_steps(const Steps& s, std::int64_t count, const Floats& table,
-                                             const Floats& scales, const Floats& shifts, Floats* totals) {
-  Floats total[kM];
-  std::copy_n(totals, kM, total);
+                                             const Scales<kN>& scales, Floats (&totals)[kN][kM]) {
+  Floats total[kN][kM];
+  std::memcpy(total, totals, sizeof total);
   for (std::int64_t t = 0; t < count; ++t) {
-    __builtin_prefetch(s.ahead + t * kStepBytes);
-    const Words words = load<Words>(s.codes + t * kStepBytes);
     const float* x = s.x + t * kStep;
-    Floats sum[kM];
-    add_part<0, kM>(table, words, x, s.stride, sum);
-    add_part<1, kM>(table, words, x, s.stride, sum);
-    add_part<2, kM>(table, words, x, s.stride, sum);
-    add_part<3, kM>(table, words, x, s.stride, sum);
-    add_part<4, kM>(table, words, x, s.stride, sum);
-    add_part<5, kM>(table, words, x, s.stride, sum);
-    add_part<6, kM>(table, words, x, s.stride, sum);
-    add_part<7, kM>(table, words, x, s.stride, sum);
-    const Floats scale = __builtin_shuffle(scales, s.group_of[t]);
-    const Floats shift = kZeros ? __builtin_shuffle(shifts, s.group_of[t]) : shifts;
+    Words words[kN];
+    Floats sum[kN][kM];
+#pragma GCC unroll 2
+    for (int r = 0; r < kN; ++r) {
+      __builtin_prefetch(s.ahead + r * s.row_bytes + t * kStepBytes);
+      words[r] = load<Words>(s.codes + r * s.row_bytes + t * kStepBytes);
+    }
+    add_part<0>(table, words, x, s.stride, sum);
+    add_part<1>(table, words, x, s.stride, sum);
+    add_part<2>(table, words, x, s.stride, sum);
+    add_part<3>(table, words, x, s.stride, sum);
+    add_part<4>(table, words, x, s.stride, sum);
+    add_part<5>(table, words, x, s.stride, sum);
+    add_part<6>(table, words, x, s.stride, sum);
+    add_part<7>(table, words, x, s.stride, sum);
+#pragma GCC unroll 2
+    for (int r = 0; r < kN; ++r) {
+      const Floats scale = __builtin_shuffle(scales.scale[r], s.group_of[t]);
+      const Floats shift = kZeros ? __builtin_shuffle(scales.shift[r], s.group_of[t]) : Floats{};
 #pragma GCC unroll 8
-    for (int m = 0; m < kM; ++m) {
-      if constexpr (kZeros)
-        total[m] += shift * load<Floats>(s.sums + m * s.stride / kWord + t * lanes::kCount);
-      total[m] += sum[m] * scale;
+      for (int m = 0; m < kM; ++m) {
+        if constexpr (kZeros)
+          total[r][m] += shift * load<Floats>(s.sums + m * s.stride / kWord + t * lanes::kCount);
+        total[r][m] += sum[r][m] * scale;
+      }
     }
   }
-  std::copy_n(total, kM, totals);
+  std::memcpy(totals, total, sizeof total);
 }
 
+// Rows n .. n + kN - 1 of w; y(m, r).
+template <int kM, int kN, bool kZeros>
+void dot(const QuantView& w, const GroupScales& groups, const std::vector<Words>& group_of,
+         const ArrangedRows& x, std::int64_t n, float* y, std::int64_t y_stride) {
+  const Floats table = load<Floats>(values_of(w.format.codes).data());
+  const std::int64_t row_bytes = w.row_bytes(), whole = row_bytes / kStepBytes, rest = row_bytes % kStepBytes;
+  const std::int64_t ahead = (kAhead + kN * row_bytes - 1) / (kN * row_bytes) * kN * row_bytes;
+  const auto block = static_cast<std::int64_t>(group_of.size());
+  const std::uint8_t* codes = w.codes + n * row_bytes;
+  Floats total[kN][kM] = {};
+  for (std::int64_t step = 0, g = 0; g < groups.count(); step += block, g += lanes::kCount) {
+    Scales<kN> scales;
+    for (int r = 0; r < kN; ++r) {
+      scales.scale[r] = groups.at(n + r, g);
+      if constexpr (kZeros) scales.shift[r] = scales.scale[r] * groups.shift_at(n + r, g);
+    }
+    const std::uint8_t* from = codes + step * kStepBytes;
+    const float* sums = kZeros ? x.sums + step * lanes::kCount : nullptr;
+    const std::int64_t count = std::min(block, whole - step);
+    add_steps<kM, kN, kZeros>(
+        {from, from + ahead, row_bytes, x.x + step * kStep, sums, x.stride, group_of.data()}, count, table,
+        scales, total);
+    if (count == block || rest == 0) continue;
+    alignas(64) std::uint8_t last[kN][kStepBytes] = {};
+    for (int r = 0; r < kN; ++r) std::copy_n(codes + r * row_bytes + whole * kStepBytes, rest, last[r]);
+    add_steps<kM, kN, kZeros>(
+        {last[0], codes, kStepBytes, x.x + whole * kStep, kZeros ? x.sums + whole * lanes::kCount : nullptr,
+         x.stride, &group_of[static_cast<std::size_t>(count)]},
+        1, table, scales, total);
+  }
+  for (int m = 0; m < kM; ++m) {
+    for (int r = 0; r < kN; ++r) y[m * y_stride + r] = lanes::sum(total[r][m]);
+  }
+}
+
+// Two rows of w share what is loaded of x; one row of x is loaded fast enough for one.
 template <int kM, bool kZeros>
 void dot_rows(const QuantView& w, const ArrangedRows& x, std::int64_t begin, std::int64_t end, float* y,
               std::int64_t y_stride) {
-  const Floats table = load<Floats>(values_of(w.format.codes).data());
-  const std::int64_t row_bytes = w.row_bytes(), whole = row_bytes / kStepBytes;
   const GroupScales groups(w);
   const std::vector<Words> group_of = groups_of_words(w.format.group);
-  const auto block = static_cast<std::int64_t>(group_of.size());
-  for (std::int64_t n = begin; n < end; ++n) {
-    const std::uint8_t* codes = w.codes + n * row_bytes;
-    Floats total[kM] = {};
-    for (std::int64_t step = 0, g = 0; g < groups.count(); step += block, g += lanes::kCount) {
-      const Floats scales = groups.at(n, g), shifts = kZeros ? scales * groups.shift_at(n, g) : Floats{};
-      const Steps from{codes + step * kStepBytes,
-                       codes + step * kStepBytes + kAhead,
-                       x.x + step * kStep,
-                       kZeros ? x.sums + step * lanes::kCount : nullptr,
-                       x.stride,
-                       group_of.data()};
-      const std::int64_t count = std::min(block, whole - step);
-      add_steps<kM, kZeros>(from, count, table, scales, shifts, total);
-      if (count == block || whole * kStepBytes == row_bytes) continue;
-      alignas(64) std::uint8_t last[kStepBytes] = {};
-      std::copy(codes + whole * kStepBytes, codes + row_bytes, last);
-      const Steps rest{last,
-                       codes,
-                       from.x + count * kStep,
-                       kZeros ? from.sums + count * lanes::kCount : nullptr,
-                       x.stride,
-                       &group_of[static_cast<std::size_t>(count)]};
-      add_steps<kM, kZeros>(rest, 1, table, scales, shifts, total);
-    }
-    for (int m = 0; m < kM; ++m) y[m * y_stride + n - begin] = lanes::sum(total[m]);
-  }
+  std::int64_t n = begin;
+  for (; kM > 1 && n + 2 <= end; n += 2)
+    dot<kM, 2, kZeros>(w, groups, group_of, x, n, y + (n - begin), y_stride);
+  for (; n < end; ++n) dot<kM, 1, kZeros>(w, groups, group_of, x, n, y + (n - begin), y_stride);
 }
 
 }  // namespace
