@@ -50,6 +50,7 @@ void add_generate(const Command& app, Context& context);
 void add_eval(const Command& app, Context& context);
 void add_train(const Command& app, Context& context);
 void add_merge(const Command& app, Context& context);
+void add_quantize(const Command& app, Context& context);
 void add_checkpoint(const Command& app, Context& context);
 void add_profile(const Command& app, Context& context);
 void add_bench(const Command& app, Context& context);

@@ -65,6 +65,7 @@ int run(int argc, char** argv, ridge::parallel::MpiSession& mpi) {
   ridge::add_eval(root, context);
   ridge::add_train(root, context);
   ridge::add_merge(root, context);
+  ridge::add_quantize(root, context);
   ridge::add_checkpoint(root, context);
   ridge::add_profile(root, context);
   ridge::add_bench(root, context);

@@ -12,6 +12,14 @@ DType resolve_dtype(const ModelOptions& options) {
   return models::ModelConfig::load(options.model).dtype == DType::bf16 ? DType::bf16 : DType::f32;
 }
 
+models::QuantizeOnLoad quantize_on_load(const ModelOptions& options) {
+  models::QuantizeOnLoad how;
+  if (!options.quantize.empty()) how.format = kernels::parse_weight_format(options.quantize);
+  require(how.format || !options.quantize_head, "--quantize-head needs --quantize with a weight format");
+  how.head = options.quantize_head;
+  return how;
+}
+
 }  // namespace
 
 void add_model_options(const Command& command, ModelOptions& options, const std::string& default_dtype) {
@@ -19,12 +27,17 @@ void add_model_options(const Command& command, ModelOptions& options, const std:
   command.required("--model", options.model, "Hugging Face folder");
   command.option("--adapter", options.adapter, "PEFT folder");
   command.option("--dtype", options.dtype, "f32, bf16 or auto (as stored)");
+  command.option("--quantize", options.quantize,
+                 "Weight format for the linear layers: nf4, int8, int4-g128, ...");
+  command.flag("--quantize-head", options.quantize_head,
+               "The output layer too, where it is not the embedding");
 }
 
 std::unique_ptr<models::Llama> load(const ModelOptions& options, const Context& context) {
+  const models::QuantizeOnLoad how = quantize_on_load(options);
   const Device device = context.use_device();
   models::LoadedModel loaded =
-      models::load_model(options.model, resolve_dtype(options), models::LoadMode::read, device);
+      models::load_model(options.model, resolve_dtype(options), models::LoadMode::read, device, how);
   if (!options.adapter.empty())
     lora::load_adapter(loaded.model->linears(), options.adapter, loaded.notes, device);
   for (const std::string& note : loaded.notes) context.note(note);

@@ -11,12 +11,14 @@ class Command;
 class Context;
 
 struct ModelOptions {
-  std::string model;    // Hugging Face folder
-  std::string adapter;  // PEFT folder, or empty
-  std::string dtype;    // f32, bf16, or auto: bf16 where the weights are stored so
+  std::string model;     // Hugging Face folder
+  std::string adapter;   // PEFT folder, or empty
+  std::string dtype;     // f32, bf16, or auto: bf16 where the weights are stored so
+  std::string quantize;  // a weight format for the layers that are dense in the folder, or empty
+  bool quantize_head = false;
 };
 
-/// Adds --model, --adapter and --dtype.
+/// Adds --model, --adapter, --dtype, --quantize and --quantize-head.
 void add_model_options(const Command& command, ModelOptions& options, const std::string& default_dtype);
 
 /// The model for reading, with its adapter, on one line of notes each.
