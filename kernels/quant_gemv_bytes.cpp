@@ -1,9 +1,10 @@
 // int8 and fp8.
 #include <algorithm>
 #include <array>
-#include <cmath>
+#include <bit>
 #include <utility>
 
+#include "kernels/formats/codes.h"
 #include "kernels/lanes.h"
 #include "kernels/quant_gemv.h"
 
@@ -32,11 +33,7 @@ struct Fp8Table {
 
   Fp8Table() {
     for (std::uint32_t code = 0; code < 128; ++code) {
-      const int exponent = static_cast<int>(code >> 3), mantissa = static_cast<int>(code & 7);
-      float value = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                                  : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
-      if (code == 127) value = std::nanf("");
-      const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+      const auto bits = std::bit_cast<std::uint32_t>(fp8_value(code));
       low[code] = static_cast<std::uint8_t>(bits >> 16);
       high[code] = static_cast<std::uint8_t>(bits >> 24);
     }
@@ -83,61 +80,84 @@ struct Fp8 {
   }
 };
 
-// Adds a step's products, times `scale`, to the totals of kM rows.
-template <int kM, class Values>
-[[gnu::always_inline]] inline void add_step(const Values& w, const ArrangedRows& x, std::int64_t at, float scale, Floats* total) {
-  const Floats w0 = w.template part<0>(), w1 = w.template part<1>(), w2 = w.template part<2>(),
-               w3 = w.template part<3>();
+// Adds the products of a step of kN rows of w, each times its scale, to the totals of kM rows of x.
+template <int kM, int kN, class Values, class Scale>
+[[gnu::always_inline]] inline void add_step(const std::uint8_t* codes, std::int64_t row_bytes, const float* x,
+                                            std::int64_t stride, const Values& values, const Scale& scale,
+                                            Floats (&total)[kN][kM]) {
+  Floats w[kN][4];
+#pragma GCC unroll 2
+  for (int r = 0; r < kN; ++r) {
+    const auto step = values(codes + r * row_bytes);
+    w[r][0] = step.template part<0>();
+    w[r][1] = step.template part<1>();
+    w[r][2] = step.template part<2>();
+    w[r][3] = step.template part<3>();
+  }
 #pragma GCC unroll 8
   for (int m = 0; m < kM; ++m) {
-    const float* row = x.x + m * x.stride + at;
-    const Floats sum = (w0 * load<Floats>(row) + w1 * load<Floats>(row + 16)) +
-                       (w2 * load<Floats>(row + 32) + w3 * load<Floats>(row + 48));
-    total[m] += sum * scale;
+    const float* row = x + m * stride;
+    const Floats x0 = load<Floats>(row), x1 = load<Floats>(row + 16), x2 = load<Floats>(row + 32),
+                 x3 = load<Floats>(row + 48);
+#pragma GCC unroll 2
+    for (int r = 0; r < kN; ++r)
+      total[r][m] += ((w[r][0] * x0 + w[r][1] * x1) + (w[r][2] * x2 + w[r][3] * x3)) * scale(r);
   }
 }
 
-// `values(codes)`: a step's; `scale(k)`: of the columns from k on; `whole`: of the row.
-template <int kM, class Values, class Scale>
-void dot_row(const std::uint8_t* codes, std::int64_t cols, const ArrangedRows& x, Values values, Scale scale,
-             float whole, float* y, std::int64_t y_stride) {
-  Floats total[kM] = {};
-  const std::int64_t steps = cols / kStep * kStep;
+// `values(codes)`: a step's; `scale(r, k)`: of the columns from k on of row r; `whole(r)`: of the row.
+template <int kM, int kN, class Values, class Scale, class Whole>
+void dot(const std::uint8_t* codes, std::int64_t cols, const ArrangedRows& x, const Values& values,
+         const Scale& scale, const Whole& whole, float* y, std::int64_t y_stride) {
+  Floats total[kN][kM] = {};
+  const std::int64_t steps = cols / kStep * kStep, rest = cols - steps;
+  const std::int64_t ahead = (kAhead + kN * cols - 1) / (kN * cols) * kN * cols;
   for (std::int64_t k = 0; k < steps; k += kStep) {
-    __builtin_prefetch(codes + k + kAhead);
-    add_step<kM>(values(codes + k), x, k, scale(k), total);
+    for (int r = 0; r < kN; ++r) __builtin_prefetch(codes + r * cols + k + ahead);
+    add_step<kM, kN>(
+        codes + k, cols, x.x + k, x.stride, values, [&](int r) { return scale(r, k); }, total);
   }
-  if (steps < cols) {
-    alignas(64) std::uint8_t last[kStep] = {};
-    std::copy_n(codes + steps, cols - steps, last);
-    add_step<kM>(values(last), x, steps, scale(steps), total);
+  if (rest > 0) {
+    alignas(64) std::uint8_t last[kN][kStep] = {};
+    for (int r = 0; r < kN; ++r) std::copy_n(codes + r * cols + steps, rest, last[r]);
+    add_step<kM, kN>(
+        last[0], kStep, x.x + steps, x.stride, values, [&](int r) { return scale(r, steps); }, total);
   }
-  for (int m = 0; m < kM; ++m) y[m * y_stride] = lanes::sum(total[m]) * whole;
+  for (int m = 0; m < kM; ++m) {
+    for (int r = 0; r < kN; ++r) y[m * y_stride + r] = lanes::sum(total[r][m]) * whole(r);
+  }
 }
 
-template <int kM>
-void dot_rows(const QuantView& w, const ArrangedRows& x, std::int64_t begin, std::int64_t end, float* y,
+// Rows n .. n + kN - 1 of w.
+template <int kM, int kN>
+void dot_rows(const QuantView& w, const Fp8Lookup& lookup, const ArrangedRows& x, std::int64_t n, float* y,
               std::int64_t y_stride) {
+  const auto* scales = static_cast<const float*>(w.scales);
+  const std::uint8_t* codes = w.codes + n * w.cols;
+  const auto int8 = [](const std::uint8_t* step) { return Int8(step); };
+  const auto fp8 = [&](const std::uint8_t* step) { return Fp8(step, lookup); };
+  const auto one = [](int, std::int64_t) { return 1.0f; };
+  const auto whole = [&](int r) { return scales[n + r]; };
+  if (w.format.codes == Codes::int8) return dot<kM, kN>(codes, w.cols, x, int8, one, whole, y, y_stride);
+  if (!w.format.tiles) return dot<kM, kN>(codes, w.cols, x, fp8, one, whole, y, y_stride);
+  const auto g = static_cast<std::uint32_t>(w.format.group);  // 32 bits divide faster
+  const std::int64_t tiles = (w.cols + w.format.group - 1) / w.format.group;
+  const float* tile_rows[kN];
+  for (int r = 0; r < kN; ++r) tile_rows[r] = scales + (n + r) / w.format.group * tiles;
+  const auto tile = [&](int r, std::int64_t k) { return tile_rows[r][static_cast<std::uint32_t>(k) / g]; };
+  dot<kM, kN>(
+      codes, w.cols, x, fp8, tile, [](int) { return 1.0f; }, y, y_stride);
+}
+
+// Two rows of w share what is loaded of x; one row of x is loaded fast enough for one.
+template <int kM>
+void run(const QuantView& w, const ArrangedRows& x, std::int64_t begin, std::int64_t end, float* y,
+         std::int64_t y_stride) {
   static const Fp8Table table;
   const Fp8Lookup lookup(table);
-  const auto* scales = static_cast<const float*>(w.scales);
-  const auto int8 = [](const std::uint8_t* codes) { return Int8(codes); };
-  const auto fp8 = [&](const std::uint8_t* codes) { return Fp8(codes, lookup); };
-  const auto one = [](std::int64_t) { return 1.0f; };
-  const std::int64_t tiles = w.format.tiles ? (w.cols + w.format.group - 1) / w.format.group : 0;
-  for (std::int64_t n = begin; n < end; ++n) {
-    const std::uint8_t* codes = w.codes + n * w.cols;
-    float* to = y + (n - begin);
-    if (w.format.tiles) {
-      const float* row = scales + n / w.format.group * tiles;
-      const auto tile = [row, g = w.format.group](std::int64_t k) { return row[k / g]; };
-      dot_row<kM>(codes, w.cols, x, fp8, tile, 1, to, y_stride);
-    } else if (w.format.codes == Codes::fp8) {
-      dot_row<kM>(codes, w.cols, x, fp8, one, scales[n], to, y_stride);
-    } else {
-      dot_row<kM>(codes, w.cols, x, int8, one, scales[n], to, y_stride);
-    }
-  }
+  std::int64_t n = begin;
+  for (; kM > 1 && n + 2 <= end; n += 2) dot_rows<kM, 2>(w, lookup, x, n, y + (n - begin), y_stride);
+  for (; n < end; ++n) dot_rows<kM, 1>(w, lookup, x, n, y + (n - begin), y_stride);
 }
 
 }  // namespace
@@ -145,7 +165,7 @@ void dot_rows(const QuantView& w, const ArrangedRows& x, std::int64_t begin, std
 void quant_gemv_bytes(const QuantView& w, const ArrangedRows& x, std::int64_t rows, std::int64_t begin,
                       std::int64_t end, float* y, std::int64_t y_stride) {
   [&]<int... kM>(std::integer_sequence<int, kM...>) {
-    (void)((rows == kM + 1 && (dot_rows<kM + 1>(w, x, begin, end, y, y_stride), true)) || ...);
+    (void)((rows == kM + 1 && (run<kM + 1>(w, x, begin, end, y, y_stride), true)) || ...);
   }
   (std::make_integer_sequence<int, kQuantGemvRows>());
 }
