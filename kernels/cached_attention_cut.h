@@ -15,7 +15,7 @@ struct CutRule {
 
 inline constexpr CutRule kCpuCut{16, 256};
 
-inline constexpr std::int64_t kGpuUnits = 132;         // an H200's multiprocessors
+inline constexpr std::int64_t kGpuUnits = 264;         // two blocks on each of an H200's multiprocessors
 inline constexpr std::int64_t kGpuRows = 16;           // query rows of a key-value head that a block takes
 inline constexpr std::int64_t kGpuCounters = 1 << 16;  // at the head of the scratch
 /// A GPU's parts where a sequence has `blocks` blocks of rows, of all key-value heads together.

@@ -72,12 +72,8 @@ struct Problem {
   }
 };
 
-// bf16 caches and codes go through bf16 weights on a GPU.
 template <class T>
-double limit(KvFormat format) {
-  if (std::is_same_v<T, float>) return on_gpu() && format != KvFormat::f32 ? 8e-3 : 4e-6;
-  return 8e-3;
-}
+constexpr double kLimit = std::is_same_v<T, float> ? 1e-5 : 8e-3;
 
 template <class T>
 class CachedAttention : public ::testing::Test {};
@@ -110,7 +106,7 @@ TYPED_TEST(CachedAttention, IsSoftmaxOverTheCache) {
         Problem<TypeParam> p(e, format, positions_for(e, 5), window == 0 ? 8 : 3);
         p.options.window = window;
         const auto want = p.expected();
-        EXPECT_LT(normalized_error(p.run(), want), limit<TypeParam>(format))
+        EXPECT_LT(normalized_error(p.run(), want), kLimit<TypeParam>)
             << name_of(format) << " H " << e.heads << " G " << e.kv_heads << " D " << e.dim << " S "
             << e.capacity << " T " << e.queries << " window " << window;
       }
@@ -123,7 +119,7 @@ TYPED_TEST(CachedAttention, EveryLengthAroundTheEdgesOfParts) {
     for (const std::int32_t last :
          {0, 1, 14, 15, 16, 17, 31, 32, 62, 63, 64, 65, 127, 128, 255, 256, 257, 600}) {
       Problem<TypeParam> p({1, 1, 4, 1, 64, 601}, format, {last});
-      EXPECT_LT(normalized_error(p.run(), p.expected()), limit<TypeParam>(format))
+      EXPECT_LT(normalized_error(p.run(), p.expected()), kLimit<TypeParam>)
           << name_of(format) << " position " << last;
     }
   }
@@ -133,7 +129,7 @@ TYPED_TEST(CachedAttention, GreatScoresDoNotOverflow) {
   for (const KvFormat format : kKvFormats) {
     Problem<TypeParam> p({1, 1, 4, 2, 128, 300}, format, {299});
     p.options.scale = 40;
-    EXPECT_LT(normalized_error(p.run(), p.expected()), 20 * limit<TypeParam>(format)) << name_of(format);
+    EXPECT_LT(normalized_error(p.run(), p.expected()), 20 * kLimit<TypeParam>) << name_of(format);
   }
 }
 
@@ -178,7 +174,7 @@ TYPED_TEST(CachedAttention, RowsWithoutATokenAreZero) {
   for (const KvFormat format : kKvFormats) {
     Problem<TypeParam> p({3, 1, 4, 2, 64, 100}, format, {40, -1, 99});
     auto want = p.expected();
-    EXPECT_LT(normalized_error(p.run(), want), limit<TypeParam>(format));
+    EXPECT_LT(normalized_error(p.run(), want), kLimit<TypeParam>);
     const auto got = p.run();
     for (std::size_t i = 4 * 64; i < 2 * 4 * 64; ++i) EXPECT_EQ(got[i], 0);
   }

@@ -1,0 +1,239 @@
+// What the GPU's kernels of attention over a cache share: the operands, what a block takes, and how warps,
+// then parts of the keys, are joined in order.
+//
+// A block has up to 16 rows of one key-value head of a sequence, row r = query r / share and query head
+// g share + r % share, against one part of the keys, which its warps take in turns. B sequences, T queries, H
+// query heads, G key-value heads, D head dim.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cached_attention.h"
+#include "kernels/cached_attention_cut.h"
+#include "kernels/device/block.cuh"
+#include "kernels/device/launch.cuh"
+#include "kernels/device/vec.cuh"
+#include "kernels/kv_codes.h"
+
+namespace ridge::kernels::cuda {
+
+inline constexpr int kCachedWarps = 4;  // that read different keys
+inline constexpr int kCachedThreads = 32 * kCachedWarps;
+inline constexpr int kCachedRows = static_cast<int>(cached_detail::kGpuRows);
+
+template <class T>
+struct CachedParams {
+  const T* q_BTHD;
+  T* o_BTHD;
+  const void *keys_BSGD, *values_BSGD;
+  const float *key_scales_BSG, *value_scales_BSG;  // null without scales
+  const std::int32_t* positions_BT;
+  unsigned* counters;                      // [B, row blocks, G]: parts that are done; 0 between launches
+  float *part_sums, *part_max, *part_sum;  // [B, row blocks, G, most parts, rows] x [D], [], []
+  std::int64_t q_stride[3], o_stride[3];   // B, T, H
+  std::int64_t capacity, window, table;    // table: positions are below it
+  std::int64_t queries, groups, share, row_blocks;
+  int rows, head_dim;  // rows: of a block's results
+  float scale;         // to the base 2
+  cached_detail::CutRule rule;
+
+  __device__ __forceinline__ std::int64_t block_of(std::int64_t b, std::int64_t rb, std::int64_t g) const {
+    return (b * row_blocks + rb) * groups + g;
+  }
+};
+
+/// The keys begin <= j < end.
+struct CachedRange {
+  int begin, end;
+};
+
+/// What a block takes.
+struct CachedBlock {
+  std::int64_t b, g, first_row, block;
+  int rows, part, parts;
+  CachedRange keys;  // of the part
+
+  template <class T>
+  static __device__ __forceinline__ CachedRange seen(const CachedParams<T>& p, std::int64_t b,
+                                                     std::int64_t t) {
+    const std::int64_t position = p.positions_BT[b * p.queries + t];
+    if (position < 0 || position >= p.table) return {0, 0};
+    return {static_cast<int>(cached_detail::first_key(position, p.window)), static_cast<int>(position + 1)};
+  }
+
+  template <class T>
+  explicit __device__ CachedBlock(const CachedParams<T>& p) {
+    const std::int64_t unit = blockIdx.x, others = p.groups * p.row_blocks;
+    b = blockIdx.y;
+    g = unit % p.groups;  // neighbours read keys that lie side by side
+    const std::int64_t rb = unit / p.groups % p.row_blocks, all = p.queries * p.share;
+    part = static_cast<int>(unit / others);
+    first_row = rb * kCachedRows;
+    rows = static_cast<int>(min(all - first_row, static_cast<std::int64_t>(kCachedRows)));
+    block = p.block_of(b, rb, g);
+    CachedRange range{0x7FFFFFFF, 0};
+    for (std::int64_t t = first_row / p.share; t <= (first_row + rows - 1) / p.share; ++t) {
+      const CachedRange of = seen(p, b, t);
+      if (of.end > 0) range = {min(range.begin, of.begin), max(range.end, of.end)};
+    }
+    const cached_detail::KeyCut cut(range.begin, range.end, p.rule);
+    parts = static_cast<int>(cut.parts);
+    keys = {static_cast<int>(cut.part_begin(part)), static_cast<int>(cut.part_end(part))};
+  }
+
+  /// What row r sees of the part: nothing beyond the last row.
+  template <class T>
+  __device__ __forceinline__ CachedRange seen_by(const CachedParams<T>& p, int r) const {
+    if (r >= rows) return {0, 0};
+    const CachedRange of = seen(p, b, (first_row + r) / p.share);
+    return {max(of.begin, keys.begin), min(of.end, keys.end)};
+  }
+  template <class T>
+  __device__ __forceinline__ const T* q_row(const CachedParams<T>& p, int r) const {
+    const std::int64_t row = first_row + r, h = g * p.share + row % p.share;
+    return p.q_BTHD + b * p.q_stride[0] + row / p.share * p.q_stride[1] + h * p.q_stride[2];
+  }
+  template <class T>
+  __device__ __forceinline__ T* o_row(const CachedParams<T>& p, int r) const {
+    const std::int64_t row = first_row + r, h = g * p.share + row % p.share;
+    return p.o_BTHD + b * p.o_stride[0] + row / p.share * p.o_stride[1] + h * p.o_stride[2];
+  }
+};
+
+/// What the warps of a block have, in its shared memory; later the parts' factors.
+struct WarpResults {
+  float *sums, *maximum, *sum;  // [warps, rows, D], [warps, rows], [warps, rows]
+
+  __device__ WarpResults(void* memory, int head_dim)
+      : sums(static_cast<float*>(memory)),
+        maximum(sums + kCachedWarps * kCachedRows * head_dim),
+        sum(maximum + kCachedWarps * kCachedRows) {}
+  static std::int64_t bytes(std::int64_t head_dim) {
+    const std::int64_t results = kCachedWarps * kCachedRows * (head_dim + 2),
+                       factors = cached_detail::kGpuUnits * kCachedRows;
+    return 4 * (results > factors ? results : factors);
+  }
+};
+
+__device__ __forceinline__ float finite_base(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
+__device__ __forceinline__ float inverse_sum(float sum) { return sum == 0 ? 0.0f : 1 / sum; }
+/// 2^x; 0 for -inf.
+__device__ __forceinline__ float fast_power2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// A block without keys writes zeros.
+template <class T>
+__device__ void write_zeros(const CachedParams<T>& p, const CachedBlock& at) {
+  for (int i = static_cast<int>(threadIdx.x); i < at.rows * p.head_dim; i += kCachedThreads)
+    at.o_row(p, i / p.head_dim)[i % p.head_dim] = device::round_to<T>(0.0f);
+}
+
+/// Whether this block is the last of its parts to get here; then it sees what the others wrote.
+template <class T>
+__device__ bool last_of_parts(const CachedParams<T>& p, const CachedBlock& at) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(p.counters + at.block, 1u) + 1 == static_cast<unsigned>(at.parts);
+    if (last) p.counters[at.block] = 0;
+  }
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+/// factors[part, r] = the share of a part's sums in o.
+template <class T>
+__device__ void part_factors(const CachedParams<T>& p, const CachedBlock& at, float* factors) {
+  const std::int64_t first = at.block * p.rule.most * p.rows;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int r = static_cast<int>(threadIdx.x) / 32; r < at.rows; r += kCachedWarps) {
+    float peak = -INFINITY, total = 0;
+    for (int i = lane; i < at.parts; i += 32) {
+      const float of = __ldcg(p.part_max + first + i * p.rows + r);
+      factors[i * p.rows + r] = of;
+      peak = of > peak ? of : peak;
+    }
+    const float base = finite_base(device::warp_all<device::Max>(peak));
+    for (int i = lane; i < at.parts; i += 32) {
+      const float factor = exp2f(factors[i * p.rows + r] - base);
+      factors[i * p.rows + r] = factor;
+      total += factor * __ldcg(p.part_sum + first + i * p.rows + r);
+    }
+    const float inverse = inverse_sum(device::warp_all<device::Sum>(total));
+    for (int i = lane; i < at.parts; i += 32) factors[i * p.rows + r] *= inverse;
+  }
+}
+
+template <int N, class T>
+__device__ void join_parts(const CachedParams<T>& p, const CachedBlock& at, const float* factors) {
+  const std::int64_t step = static_cast<std::int64_t>(p.rows) * p.head_dim;
+  const float* sums = p.part_sums + at.block * p.rule.most * step;
+  for (int i = static_cast<int>(threadIdx.x) * N; i < at.rows * p.head_dim; i += kCachedThreads * N) {
+    const int r = i / p.head_dim;
+    float o[N] = {};
+#pragma unroll 8
+    for (int part = 0; part < at.parts; ++part) {
+      const float factor = factors[part * p.rows + r];
+      if constexpr (N == 4) {
+        const float4 x = __ldcg(reinterpret_cast<const float4*>(sums + part * step + i));
+        o[0] += x.x * factor, o[1] += x.y * factor, o[2] += x.z * factor, o[3] += x.w * factor;
+      } else {
+        o[0] += __ldcg(sums + part * step + i) * factor;
+      }
+    }
+    T* to = at.o_row(p, r) + i % p.head_dim;
+#pragma unroll
+    for (int k = 0; k < N; ++k) to[k] = device::round_to<T>(o[k]);
+  }
+}
+
+/// Joins the warps of a block; writes o, or the part's results, and then o where it is the last part's.
+template <class T>
+__device__ void finish_block(const CachedParams<T>& p, const CachedBlock& at, const WarpResults& of) {
+  const int D = p.head_dim;
+  const std::int64_t first = (at.block * p.rule.most + at.part) * p.rows;
+  for (int i = static_cast<int>(threadIdx.x); i < at.rows * D; i += kCachedThreads) {
+    const int r = i / D, d = i % D;
+    float peak = -INFINITY, value = 0, total = 0;
+#pragma unroll
+    for (int w = 0; w < kCachedWarps; ++w) peak = fmaxf(peak, of.maximum[w * kCachedRows + r]);
+    const float base = finite_base(peak);
+#pragma unroll
+    for (int w = 0; w < kCachedWarps; ++w) {
+      const float take = exp2f(of.maximum[w * kCachedRows + r] - base);
+      value += of.sums[(w * kCachedRows + r) * D + d] * take;
+      total += of.sum[w * kCachedRows + r] * take;
+    }
+    if (at.parts == 1) {
+      at.o_row(p, r)[d] = device::round_to<T>(value * inverse_sum(total));
+    } else {
+      p.part_sums[(first + r) * D + d] = value;
+      if (d == 0) p.part_max[first + r] = peak;
+      if (d == 0) p.part_sum[first + r] = total;
+    }
+  }
+  if (at.parts == 1 || !last_of_parts(p, at)) return;
+  float* factors = of.sums;
+  part_factors(p, at, factors);
+  __syncthreads();
+  D % 4 == 0 ? join_parts<4>(p, at, factors) : join_parts<1>(p, at, factors);
+}
+
+/// Blocks for every part that a position below `keys` may have.
+template <class T>
+dim3 cached_grid(const CachedParams<T>& p, std::int64_t batch, std::int64_t keys) {
+  const std::int64_t span = p.window > 0 && p.queries == 1 ? std::min(keys, p.window) : keys;
+  const std::int64_t parts = cached_detail::parts_below(span, p.rule);
+  return {static_cast<unsigned>(parts * p.groups * p.row_blocks), static_cast<unsigned>(batch), 1};
+}
+
+/// On tensor cores: bf16 queries, D 64 or 128, a cache of 8 or 16 bits, q in pairs. Whether it took them
+/// (cached_attention_mma.cu).
+bool launch_cached_mma(const Stream& stream, const CachedParams<bf16>& params, KvFormat format, dim3 grid);
+
+}  // namespace ridge::kernels::cuda
