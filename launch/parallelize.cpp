@@ -102,7 +102,7 @@ std::vector<models::LayerRange> split_layers(std::int64_t layers, int stages,
 
 ParallelModel::ParallelModel(const models::ModelConfig& config, const models::ModelWeights* weights,
                              ParallelOptions options, parallel::Groups& groups, Device device)
-    : options_(std::move(options)), groups_(groups), device_(device) {
+    : options_(std::move(options)), groups_(groups), device_(device), quantized_(weights, options_.quantize) {
   if (weights != nullptr) notes_ = weights->notes();
   describe_whole(config);
   cut(config);
@@ -117,6 +117,9 @@ ParallelModel::~ParallelModel() = default;
 void ParallelModel::describe_whole(const models::ModelConfig& config) {
   whole_ = std::make_unique<models::Llama>(config, options_.dtype, Device::meta);
   for (const nn::Parameter& p : whole_->parameters()) base_index_[p.name] = base_index_.size();
+  quantized_.replace(whole_->linears());
+  require(!quantized_.any() || options_.lora || !options_.adapter.empty(),
+          "the model's weights are quantized, and those are not trained: add adapters with a lora section");
   const Device adapters = device_ == Device::meta ? Device::meta : Device::cpu;
   if (!options_.adapter.empty() && adapters == Device::meta) {
     options_.lora = lora::read_adapter_config(options_.adapter, notes_);
@@ -130,7 +133,8 @@ void ParallelModel::describe_whole(const models::ModelConfig& config) {
   for (const nn::Parameter& p : whole_->parameters()) logical_[p.name] = {p.value->shape(), index++};
 }
 
-// Order: keep the pipeline's stages, apply the tensor parallel plan, add adapters, context, recompute.
+// Order: keep the pipeline's stages, apply the tensor parallel plan, quantize, add adapters, context,
+// recompute.
 void ParallelModel::cut(const models::ModelConfig& config) {
   model_ = std::make_unique<models::Llama>(config, options_.dtype, Device::meta);
   if (groups_.mesh().size(Axis::pp) > 1) {
@@ -161,8 +165,11 @@ std::map<std::string, Placement> ParallelModel::place() {
   } else {
     for (const nn::Parameter& p : model_->parameters()) placements[p.name] = {};
   }
-  if (!options_.lora) return placements;
   const std::vector<nn::LinearSlot> linears = model_->linears();
+  std::map<std::string, Placement> weights;  // of linear layers, as the plan has them
+  for (const nn::LinearSlot& slot : linears) weights[slot.path] = placements.at(slot.path + ".weight");
+  quantized_.replace_pieces(linears, tp, placements);
+  if (!options_.lora) return placements;
   const bool targeted = std::any_of(linears.begin(), linears.end(), [this](const nn::LinearSlot& slot) {
     return options_.lora->targets_layer(slot.path);
   });
@@ -172,9 +179,9 @@ std::map<std::string, Placement> ParallelModel::place() {
     if (!lora::is_adapter_parameter(p.name)) continue;
     const std::string linear = p.name.substr(0, p.name.find(".lora_"));
     const bool is_a = p.name.ends_with("lora_A.weight");
-    placements[p.name] = tp.size() > 1 ? parallel::adapter_placement(placements.at(linear + ".weight"), is_a,
-                                                                     tp.size(), tp.rank())
-                                       : Placement{};
+    placements[p.name] = tp.size() > 1
+                             ? parallel::adapter_placement(weights.at(linear), is_a, tp.size(), tp.rank())
+                             : Placement{};
   }
   return placements;
 }
@@ -241,20 +248,32 @@ void ParallelModel::fill(const models::ModelWeights* weights) {
   if (device_ != Device::meta) {
     for (const nn::Parameter& p : model_->parameters()) {
       const Shape& shape = logical_.at(p.name).shape;
+      const auto dense = [&](const std::string& name, const Shape& of) {
+        return dense_value(weights, name, of).on(device_);
+      };
       Tensor whole;
       if (const auto adapter = adapters.find(p.name); adapter != adapters.end()) {
         whole = adapter->second;
-      } else if (weights != nullptr) {
-        whole = weights->read(p.name, shape);
+      } else if (quantized_.holds(p.name)) {
+        whole = quantized_.value(p.name, dense);
       } else {
-        whole = Tensor::empty(shape, options_.dtype, device_);
-        models::initialize_parameter(model_->config(), {p.name, &whole}, base_index_.at(p.name),
-                                     options_.seed);
+        whole = dense_value(weights, p.name, shape);
       }
-      fsdp_->write(p.name, piece_of(whole, placements.at(p.name)));
+      // Codes are read without strides.
+      const Tensor piece = piece_of(whole, placements.at(p.name));
+      fsdp_->write(p.name, quantized_.holds(p.name) ? piece.as_contiguous() : piece);
     }
   }
   model_->adopt(device_);
+}
+
+// As it is stored, or with random values on the device.
+Tensor ParallelModel::dense_value(const models::ModelWeights* weights, const std::string& name,
+                                  const Shape& shape) const {
+  if (weights != nullptr) return weights->read(name, shape);
+  Tensor whole = Tensor::empty(shape, options_.dtype, device_);
+  models::initialize_parameter(model_->config(), {name, &whole}, base_index_.at(name), options_.seed);
+  return whole;
 }
 
 std::vector<std::pair<std::int64_t, std::int64_t>> ParallelModel::token_ranges(std::int64_t tokens) const {

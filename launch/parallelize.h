@@ -12,6 +12,7 @@
 #include "core/models/weights.h"
 #include "launch/batch_source.h"
 #include "launch/checkpoint.h"
+#include "launch/quantized_layers.h"
 #include "lora/lora_config.h"
 #include "optim/optimizer.h"
 #include "parallel/context_parallel.h"
@@ -34,7 +35,9 @@ struct ParallelOptions {
   std::uint64_t seed = 0;                // of random weights and adapters
   std::optional<lora::LoraConfig> lora;  // new adapters; absent with `adapter`: all weights are trained
   std::string adapter;                   // PEFT folder to start from
-  bool decay_all = false;                // weight decay of vectors too
+  std::optional<kernels::WeightFormat> quantize =
+      std::nullopt;        // of the linear layers that adapters train on
+  bool decay_all = false;  // weight decay of vectors too
   models::Recompute recompute = models::Recompute::none;
   bool deterministic = true;
   parallel::FsdpOptions fsdp;
@@ -110,6 +113,7 @@ class ParallelModel {
   void shard();
   std::unique_ptr<parallel::PeerGroup> peers(parallel::Communicator& ranks);
   void fill(const models::ModelWeights* weights);
+  Tensor dense_value(const models::ModelWeights* weights, const std::string& name, const Shape& shape) const;
   parallel::PipelineWork work(const std::vector<Batch>& batches, double scale,
                               const std::function<void(std::size_t)>& before);
 
@@ -118,7 +122,8 @@ class ParallelModel {
   Device device_;
   std::vector<std::string> notes_;
   std::map<std::string, Logical> logical_;
-  std::map<std::string, std::uint64_t> base_index_;  // among parameters without adapters
+  std::map<std::string, std::uint64_t> base_index_;  // among parameters without adapters, all dense
+  QuantizedLayers quantized_;
   std::unique_ptr<models::Llama> whole_;  // on meta, its adapters alive: until values are filled in
   std::unique_ptr<models::Llama> model_;
   std::vector<models::LayerRange> stages_;

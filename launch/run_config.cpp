@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "core/base/error.h"
+#include "kernels/formats/format.h"
 #include "launch/run_config.pb.h"
 #include "launch/yaml_to_proto.h"
 
@@ -32,6 +33,19 @@ void resolve_model(const RunConfig& c) {
   require(m.has_path() || m.has_tokenizer(),
           "model.tokenizer: a model.arch needs one: give a folder with tokenizer.json");
   require(!c.has_adapter() || !c.adapter().path().empty(), "adapter.path: give the folder of a PEFT adapter");
+}
+
+void resolve_quantize(const RunConfig& c) {
+  const auto& m = c.model();
+  require(m.has_quantize() || !m.double_quant(),
+          "model.double_quant is set, but model.quantize is not: set model.quantize to nf4 or fp4");
+  if (!m.has_quantize()) return;
+  const kernels::WeightFormat format = kernels::parse_weight_format(m.quantize());
+  require(!m.double_quant() || format.flat(),
+          "model.double_quant goes with nf4 and fp4, and model.quantize is {}", m.quantize());
+  require(c.has_lora() || c.has_adapter(),
+          "model.quantize {}: quantized weights are not trained: add adapters on them with a lora section",
+          m.quantize());
 }
 
 void resolve_lora(RunConfig& c) {
@@ -180,6 +194,7 @@ std::vector<std::string> resolve(RunConfig& c, std::int64_t world_size) {
   fill_presets(c);
   check_limits(c);
   resolve_model(c);
+  resolve_quantize(c);
   resolve_files(c);
   resolve_lora(c);
   resolve_parallel(c, world_size);

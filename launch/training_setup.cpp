@@ -1,5 +1,8 @@
 #include "launch/training_setup.h"
 
+#include <algorithm>
+#include <cstdint>
+
 #include "core/text/tokenizer.h"
 #include "launch/run_config.h"
 #include "launch/run_config.pb.h"
@@ -55,7 +58,7 @@ ParallelOptions layout_options(const config::Parallel& from) {
   to.tp_chunks = static_cast<int>(from.tp_chunks());
   to.context = parallel::parse_context_kind(from.context());
   to.schedule = parallel::parse_schedule(from.schedule());
-  to.stages_per_rank = static_cast<int>(from.stages_per_rank());
+  to.stages_per_rank = static_cast<int>(std::min<std::int64_t>(from.stages_per_rank(), INT32_MAX));
   to.layers.assign(from.layers().begin(), from.layers().end());
   return to;
 }
@@ -66,10 +69,18 @@ ParallelOptions parallel_options(const config::RunConfig& run) {
   to.seed = static_cast<std::uint64_t>(run.train().seed());
   if (run.has_lora()) to.lora = lora_config(run);
   if (run.has_adapter()) to.adapter = run.adapter().path();
+  to.quantize = quantize_format(run.model());
   to.decay_all = run.optim().decay() == "all";
   to.recompute = parse_recompute(run.train().recompute());
   to.deterministic = run.train().deterministic();
   return to;
+}
+
+std::optional<kernels::WeightFormat> quantize_format(const config::Model& model) {
+  if (!model.has_quantize()) return std::nullopt;
+  kernels::WeightFormat format = kernels::parse_weight_format(model.quantize());
+  if (model.double_quant()) format.double_quant = true;
+  return format;
 }
 
 parallel::Mesh mesh_of(const config::RunConfig& run) {

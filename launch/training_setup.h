@@ -14,6 +14,7 @@
 namespace ridge {
 class Tokenizer;
 namespace config {
+class Model;
 class Parallel;
 class RunConfig;
 }  // namespace config
@@ -27,6 +28,8 @@ ScheduleOptions schedule_options(const config::RunConfig& run);
 ParallelOptions layout_options(const config::Parallel& parallel);
 /// How the model is cut, and what is done to it.
 ParallelOptions parallel_options(const config::RunConfig& run);
+/// model.quantize with model.double_quant; absent: weights are used as they are stored.
+std::optional<kernels::WeightFormat> quantize_format(const config::Model& model);
 /// The ranks' arrangement, of a resolved config.
 parallel::Mesh mesh_of(const config::RunConfig& run);
 

@@ -34,9 +34,10 @@ void add_to(const Tensor& from, const Tensor& sum) {
   });
 }
 
-// f(span type) for the dtypes that parameters and gradients have.
+// f(span type) for the dtypes that parameters and gradients have; codes are bytes.
 template <class F>
 auto with_type(const Tensor& t, F&& f) {
+  if (t.dtype() == DType::u8) return f(std::type_identity<std::uint8_t>{});
   return visit_compute(t.dtype(), std::forward<F>(f));
 }
 
