@@ -1,0 +1,103 @@
+// Codes of weight formats as pairs of bf16 in registers: what tensor cores take.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "kernels/quant_bits.h"
+#include "kernels/quant_layout.h"
+
+namespace ridge::kernels::device {
+
+struct PairOps {
+  static __device__ __forceinline__ __nv_bfloat162 pair(std::uint32_t bits) {
+    return *reinterpret_cast<const __nv_bfloat162*>(&bits);
+  }
+  static __device__ __forceinline__ std::uint32_t bits(__nv_bfloat162 pair) {
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  }
+  /// (word & mask) | set, in one instruction: with two constants the compiler would take two.
+  static __device__ __forceinline__ std::uint32_t select(std::uint32_t word, std::uint32_t mask,
+                                                         std::uint32_t set) {
+    std::uint32_t out;
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(out) : "r"(word), "r"(mask), "r"(set));
+    return out;
+  }
+  static __device__ __forceinline__ std::uint32_t subtract(std::uint32_t a, std::uint32_t b) {
+    return bits(__hsub2(pair(a), pair(b)));
+  }
+  static __device__ __forceinline__ std::uint32_t multiply(std::uint32_t a, std::uint32_t b) {
+    return bits(__hmul2(pair(a), pair(b)));
+  }
+};
+
+__device__ __forceinline__ std::uint32_t load_shared(std::uint32_t address) {
+  std::uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address));
+  return word;
+}
+
+// Of each kind of codes: Layout, the order of pairs, kAhead (units that a warp reads before it needs them)
+// and the decoder of eight number `e` of a run.
+
+/// Decodes to q + kInt4Bias. kZeros: groups have zero points; kBf16: their scales are bf16.
+template <int kWords, bool kZeros, bool kBf16>
+struct Int4Codes {
+  using Layout = UnitLayout<4, kWords>;
+  static constexpr PairOrder kOrder = PairOrder::word;
+  static constexpr int kAhead = kWords == 4 ? 4 : (kZeros ? 6 : 8);
+  static constexpr bool kBiased = true, kHasZeros = kZeros, kNarrow = kBf16, kTable = false, kNested = false,
+                        kHasNan = false;
+  static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[kWords], int e, std::uint32_t) {
+    return int4_eight<PairOps>(run[e]);
+  }
+};
+
+template <bool kFloat>
+struct ByteCodes {
+  using Layout = UnitLayout<8, 4>;
+  static constexpr PairOrder kOrder = PairOrder::bytes;
+  static constexpr int kAhead = 4;
+  static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = false, kNested = false,
+                        kHasNan = kFloat;
+  static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[4], int e, std::uint32_t) {
+    Eight out;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (kFloat) {
+        e4m3_four<PairOps>(run[2 * e + i], out, 2 * i);
+      } else {
+        int8_four<PairOps>(run[2 * e + i], out, 2 * i);
+      }
+    }
+    return out;
+  }
+};
+
+inline constexpr int kPairTableBytes = 256 * 32 * 4;
+
+/// nf4 and fp4: pairs from a table [byte, lane] in shared memory, where each lane has a bank of its own.
+/// `table` is the address of the lane's column.
+template <bool kDouble>
+struct FlatCodes {
+  using Layout = UnitLayout<4, 2>;
+  static constexpr PairOrder kOrder = PairOrder::plain;
+  static constexpr int kAhead = kDouble ? 6 : 8;
+  static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = true, kNested = kDouble,
+                        kHasNan = false;
+  static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[2], int e, std::uint32_t table) {
+    const std::uint32_t word = run[e];
+    Eight out;
+    out.pair[0] = look_up(table, word << 7);
+    out.pair[1] = look_up(table, word >> 1);
+    out.pair[2] = look_up(table, word >> 9);
+    out.pair[3] = look_up(table, word >> 17);
+    return out;
+  }
+  static __device__ __forceinline__ std::uint32_t look_up(std::uint32_t table, std::uint32_t shifted) {
+    return load_shared(table + (shifted & 0x7F80u));
+  }
+};
+
+}  // namespace ridge::kernels::device

@@ -1,0 +1,65 @@
+// Where the products on tensor cores have what: constexpr, so that a test checks on the CPU that every weight
+// meets its x once.
+//
+// A warp has 16 rows of w, lane l rows l / 4 and l / 4 + 8. A unit of columns is what the four lanes of a row
+// read at once, each its own run of whole words; a run is cut into eights, and an eight is two steps of
+// mma.m16n8k16: lane q of four has columns 2q, 2q + 1, 2q + 8, 2q + 9 of a step, and these four are its next
+// weights. x lies in shared memory by units, of a unit eight by eight, of an eight the four lanes' side by
+// side.
+#pragma once
+
+#include <cstdint>
+
+namespace ridge::kernels {
+
+inline constexpr int kTileRows = 16;    // of w, a warp
+inline constexpr int kQuantWarps = 16;  // a block
+inline constexpr int kParts = 16;       // of a row's columns: summed apart, then in one order
+
+/// `bits` of a code; 32-bit words that a lane reads of a row at once.
+template <int kBitsOfCode, int kWordsOfRun>
+struct UnitLayout {
+  static constexpr int kBits = kBitsOfCode;
+  static constexpr int kWords = kWordsOfRun;
+  static constexpr int kRun = kWords * 32 / kBits;  // columns of a lane
+  static constexpr int kColumns = 4 * kRun;         // of a unit
+  static constexpr int kEights = kRun / 8;          // of a lane
+  static constexpr int kBytes = 16 * kWords;        // of a unit's codes in a row
+
+  /// The first of the eight columns e of lane q.
+  static constexpr int column(int q, int e) { return q * kRun + 8 * e; }
+  /// Where the eight columns from 8 i on lie in a unit of x, in eights.
+  static constexpr int place(int i) { return i % kEights * 4 + i / kEights; }
+  /// Where lane q looks for its eight e.
+  static constexpr int place_of(int q, int e) { return e * 4 + q; }
+};
+
+/// The first unit of part `p`, for all p up to kParts.
+constexpr int first_unit(int p, int units) {
+  return static_cast<int>(static_cast<std::int64_t>(p) * units / kParts);
+}
+
+/// Bytes from row to row of x in shared memory: 64 more than whole lines, so that two rows' pieces of 64
+/// bytes use all banks.
+constexpr int x_row_bytes(int columns) { return (2 * columns + 127) / 128 * 128 + 64; }
+
+/// The sum of kParts numbers, `step` apart: quarters, then their sums in a tree.
+constexpr float add_parts(const float* first, int step) {
+  float quarter[4] = {};
+  for (int i = 0; i < 4; ++i) {
+    const float* of = first + 4 * i * step;
+    quarter[i] = ((of[0] + of[step]) + of[2 * step]) + of[3 * step];
+  }
+  return (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]);
+}
+
+/// How `cluster` blocks share the parts: each has kParts / cluster of them, for `cluster` tiles of rows.
+struct WarpPlace {
+  int part, tile;
+};
+constexpr WarpPlace warp_place(int warp, int rank, int cluster) {
+  const int parts = kParts / cluster;
+  return {rank * parts + warp % parts, warp / parts};
+}
+
+}  // namespace ridge::kernels
