@@ -21,6 +21,14 @@ V load(const void* from) {
   return value;
 }
 
+/// As load, for what memory is slow to give: GCC would rather load again than keep a register, and each such
+/// load waits for the line too.
+template <class V>
+V load_once(const void* from) {
+  using Loose __attribute__((aligned(1), may_alias)) = V;
+  return *static_cast<const volatile Loose*>(from);
+}
+
 inline float sum(const Floats& v) {
   using Half = float __attribute__((vector_size(32)));
   using Quarter = float __attribute__((vector_size(16)));

@@ -11,7 +11,7 @@
 namespace ridge::kernels {
 namespace {
 
-using lanes::Bytes, lanes::Floats, lanes::Ints, lanes::load, lanes::Words;
+using lanes::Bytes, lanes::Floats, lanes::Ints, lanes::load, lanes::load_once, lanes::Words;
 
 constexpr std::int64_t kStep = kStepBytes;  // weights
 constexpr std::int64_t kAhead = 4096;       // bytes: the hardware's own prefetcher stops at page borders
@@ -20,7 +20,7 @@ constexpr std::int64_t kAhead = 4096;       // bytes: the hardware's own prefetc
 struct Int8 {
   Words words;
 
-  explicit Int8(const std::uint8_t* codes) : words(load<Words>(codes)) {}
+  explicit Int8(const std::uint8_t* codes) : words(load_once<Words>(codes)) {}
   template <int kPart>
   Floats part() const {
     return __builtin_convertvector(reinterpret_cast<Ints>(words << (24 - 8 * kPart)) >> 24, Floats);
@@ -67,7 +67,7 @@ struct Fp8 {
   Words halves[2];
 
   Fp8(const std::uint8_t* from, const Fp8Lookup& table) {
-    const Bytes codes = load<Bytes>(from);
+    const Bytes codes = load_once<Bytes>(from);
     const Bytes low = __builtin_shuffle(table.low[0], table.low[1], codes);  // takes 7 bits of each
     const Bytes high = __builtin_shuffle(table.high[0], table.high[1], codes) | (codes & 0x80);
     halves[0] = interleave_first(low, high);

@@ -12,7 +12,7 @@
 namespace ridge::kernels {
 namespace {
 
-using lanes::Floats, lanes::load, lanes::Words;
+using lanes::Floats, lanes::load, lanes::load_once, lanes::Words;
 
 constexpr std::int64_t kStep = 2 * kStepBytes;  // weights
 constexpr std::int64_t kWord = 8;               // weights
@@ -162,7 +162,7 @@ template <int kM, int kN, bool kZeros>
 #pragma GCC unroll 2
     for (int r = 0; r < kN; ++r) {
       __builtin_prefetch(s.ahead + r * s.row_bytes + t * kStepBytes);
-      words[r] = load<Words>(s.codes + r * s.row_bytes + t * kStepBytes);
+      words[r] = load_once<Words>(s.codes + r * s.row_bytes + t * kStepBytes);
     }
     add_part<0>(table, words, x, s.stride, sum);
     add_part<1>(table, words, x, s.stride, sum);
