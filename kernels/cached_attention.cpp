@@ -218,9 +218,9 @@ struct Plan {
       if (p == -1) continue;
       range = {std::min(range.begin, first_key(p, window)), std::max(range.end, p + 1)};
     }
-    const KeyCut cut(range.begin, range.end, kCpuCut);
+    const KeyCut cut(static_cast<std::int32_t>(range.begin), static_cast<std::int32_t>(range.end), kCpuCut);
     blocks.push_back(units.size());
-    for (std::int64_t i = 0; i < std::max<std::int64_t>(1, cut.parts); ++i)
+    for (std::int32_t i = 0; i < std::max(1, cut.parts); ++i)
       units.push_back({b, first, count, cut.part_begin(i), cut.part_end(i)});
   }
 };
@@ -277,6 +277,7 @@ Extents checked(const View<const T>& q, const KvView& cache, const View<const st
   check(cache.batch == q.dim(0) && cache.head_dim == q.dim(3) && cache.kv_heads > 0 &&
             q.dim(2) % cache.kv_heads == 0,
         "cached_attention: a cache of these sequences, and query heads a multiple of its heads");
+  check(cache.capacity <= kMostKeys, "cached_attention: a cache of at most 2^28 tokens");
   check(options.window >= 0 && options.keys >= 0 && options.keys <= cache.capacity,
         "cached_attention: keys within the capacity");
   return {q.dim(0), q.dim(1), q.dim(2), cache.kv_heads, q.dim(3)};
@@ -300,7 +301,7 @@ std::int64_t cached_attention_scratch(std::int64_t batch, std::int64_t queries, 
                                       std::int64_t kv_heads, std::int64_t head_dim) {
   // Several parts a block of rows: at most kGpuUnits of them a sequence, with sums, maximum and sum of
   // weights.
-  const std::int64_t rows = std::min(kGpuRows, heads / kv_heads * queries);
+  const std::int64_t rows = std::min<std::int64_t>(kGpuRows, heads / kv_heads * queries);
   return kGpuCounters + batch * kGpuUnits * rows * (head_dim + 2);
 }
 

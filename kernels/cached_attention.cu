@@ -49,19 +49,19 @@ struct WarpRows {
   CachedRange seen[kRowsAtOnce];
 
   template <class T>
-  __device__ void start(const CachedParams<T>& p, const CachedBlock& at, int first) {
+  __device__ void start(const CachedBlock<T>& at, int first) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int r = 0; r < kRowsAtOnce; ++r) {
-      seen[r] = at.seen_by(p, first + r);
+      seen[r] = at.seen_by(first + r);
       maximum[r] = -INFINITY;
       sum[r] = 0;
 #pragma unroll
       for (int i = 0; i < kE; ++i) {
         const int d = lane + 32 * i;
         sums[r][i] = 0;
-        q[r][i] =
-            first + r < at.rows && d < p.head_dim ? device::load(at.q_row(p, first + r)[d]) * p.scale : 0.0f;
+        q[r][i] = first + r < at.rows && d < at.p.head_dim ? device::load(at.q_row(first + r)[d]) * at.p.scale
+                                                           : 0.0f;
       }
     }
   }
@@ -112,19 +112,20 @@ struct WarpRows {
 template <class T, class K, int kE>
 __global__ void __launch_bounds__(kCachedThreads, 2) attend(const __grid_constant__ CachedParams<T> p) {
   extern __shared__ __align__(16) unsigned char memory[];
-  const CachedBlock at(p);
+  const CachedBlock<T> at(p);
   if (at.part >= at.parts) {
-    if (at.parts == 0 && at.part == 0) write_zeros(p, at);
+    if (at.parts == 0 && at.part == 0) write_zeros(at);
     return;
   }
   const WarpResults results(memory, p.head_dim);
-  const std::int64_t row = at.b * p.capacity * p.groups + at.g, step = p.groups * p.head_dim;
+  const std::int64_t row = at.b * p.capacity * p.groups + at.g,
+                     step = static_cast<std::int64_t>(p.groups) * p.head_dim;
   const K *keys = static_cast<const K*>(p.keys_BSGD) + row * p.head_dim,
           *values = static_cast<const K*>(p.values_BSGD) + row * p.head_dim;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   for (int first = 0; first < at.rows; first += kRowsAtOnce) {
     WarpRows<kE> rows;
-    rows.start(p, at, first);
+    rows.start(at, first);
     for (int key = at.keys.begin + warp * kKeysAtOnce<kE>; key < at.keys.end;
          key += kCachedWarps * kKeysAtOnce<kE>) {
       float k[kKeysAtOnce<kE>][kE], v[kKeysAtOnce<kE>][kE];
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kCachedThreads, 2) attend(const __grid_constan
     rows.write(results, first, p.head_dim);
   }
   __syncthreads();
-  finish_block(p, at, results);
+  finish_block(at, p.head_dim, results);
 }
 
 template <class T, class K, int kE>
@@ -171,15 +172,18 @@ CachedParams<T> params_of(const View<const T>& q, const KvView& cache,
   p.key_scales_BSG = cache.key_scales, p.value_scales_BSG = cache.value_scales;
   p.positions_BT = positions.data;
   for (int d = 0; d < 3; ++d) p.q_stride[d] = q.strides[d], p.o_stride[d] = o.strides[d];
-  p.capacity = cache.capacity, p.window = options.window;
-  p.table = std::min(options.keys, cache.capacity);
-  p.queries = q.dim(1), p.groups = cache.kv_heads, p.share = q.dim(2) / cache.kv_heads;
-  p.row_blocks = device::ceil_div(p.queries * p.share, kGpuRows);
-  p.rows = static_cast<int>(std::min(kGpuRows, p.queries * p.share));
+  p.capacity = cache.capacity;
+  p.window = static_cast<int>(std::min<std::int64_t>(options.window, kMostKeys));
+  p.table = static_cast<int>(std::min(options.keys, cache.capacity));
+  const std::int64_t groups = cache.kv_heads, all_rows = q.dim(1) * (q.dim(2) / groups),
+                     row_blocks = device::ceil_div(all_rows, kGpuRows);
+  p.queries = static_cast<unsigned>(q.dim(1)), p.groups = static_cast<unsigned>(groups);
+  p.share = static_cast<unsigned>(q.dim(2) / groups), p.row_blocks = static_cast<unsigned>(row_blocks);
+  p.rows = static_cast<int>(std::min<std::int64_t>(kGpuRows, all_rows));
   p.head_dim = static_cast<int>(q.dim(3));
   p.scale = static_cast<float>(options.scale * kLog2e);
-  p.rule = gpu_cut(p.groups * p.row_blocks);
-  const std::int64_t blocks = q.dim(0) * p.row_blocks * p.groups, rows = blocks * p.rule.most * p.rows;
+  p.rule = gpu_cut(static_cast<std::int32_t>(std::min<std::int64_t>(groups * row_blocks, kGpuUnits)));
+  const std::int64_t blocks = q.dim(0) * row_blocks * groups, rows = blocks * p.rule.most * p.rows;
   if (p.rule.most > 1 && blocks > kGpuCounters)
     fail("cached_attention: {} sequences times heads, of at most {}", blocks, kGpuCounters);
   p.counters = reinterpret_cast<unsigned*>(scratch.data);
@@ -196,10 +200,10 @@ void cached_attention(Stream& stream, View<const T> q, const KvView& cache,
                       View<const std::int32_t> positions, View<T> o, const CachedAttentionOptions& options,
                       View<float> scratch) {
   check(q.dim(3) <= kMostDims, "cached_attention: head dims up to 256 on a GPU");
-  check(q.dim(0) < 65536 && cache.capacity < std::int64_t{1} << 30,
-        "cached_attention: fewer than 65536 sequences");
+  check(q.dim(0) < 65536 && q.dim(1) * q.dim(2) < std::int64_t{1} << 24,
+        "cached_attention: fewer than 65536 sequences and 2^24 query rows of each");
   const CachedParams<T> p = params_of<T>(q, cache, positions, o, options, scratch);
-  const dim3 grid = cached_grid(p, q.dim(0), options.keys);
+  const dim3 grid = cached_grid(p, q.dim(0));
   if constexpr (std::is_same_v<T, bf16>) {
     if (launch_cached_mma(stream, p, cache.format, grid)) return;
   }

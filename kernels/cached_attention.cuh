@@ -31,15 +31,12 @@ struct CachedParams {
   unsigned* counters;                      // [B, row blocks, G]: parts that are done; 0 between launches
   float *part_sums, *part_max, *part_sum;  // [B, row blocks, G, most parts, rows] x [D], [], []
   std::int64_t q_stride[3], o_stride[3];   // B, T, H
-  std::int64_t capacity, window, table;    // table: positions are below it
-  std::int64_t queries, groups, share, row_blocks;
-  int rows, head_dim;  // rows: of a block's results
-  float scale;         // to the base 2
+  std::int64_t capacity;
+  int window, table;                            // table: positions are below it
+  unsigned queries, groups, share, row_blocks;  // 32 bits, for quick divisions
+  int rows, head_dim;                           // rows: of a block's results
+  float scale;                                  // to the base 2
   cached_detail::CutRule rule;
-
-  __device__ __forceinline__ std::int64_t block_of(std::int64_t b, std::int64_t rb, std::int64_t g) const {
-    return (b * row_blocks + rb) * groups + g;
-  }
 };
 
 /// The keys begin <= j < end.
@@ -48,56 +45,56 @@ struct CachedRange {
 };
 
 /// What a block takes.
+template <class T>
 struct CachedBlock {
-  std::int64_t b, g, first_row, block;
+  const CachedParams<T>& p;
+  unsigned b, g, first_row;
   int rows, part, parts;
-  CachedRange keys;  // of the part
+  std::int64_t block;  // of rows, among all
+  CachedRange span;    // what some row sees
+  CachedRange keys;    // of the part
 
-  template <class T>
-  static __device__ __forceinline__ CachedRange seen(const CachedParams<T>& p, std::int64_t b,
-                                                     std::int64_t t) {
-    const std::int64_t position = p.positions_BT[b * p.queries + t];
+  __device__ __forceinline__ CachedRange seen_from(unsigned query) const {
+    const int position = p.positions_BT[static_cast<std::int64_t>(b) * p.queries + query];
     if (position < 0 || position >= p.table) return {0, 0};
-    return {static_cast<int>(cached_detail::first_key(position, p.window)), static_cast<int>(position + 1)};
+    return {cached_detail::first_key(position, p.window), position + 1};
+  }
+  /// A single query needs no division.
+  __device__ __forceinline__ unsigned query_of(int r) const {
+    return p.queries == 1 ? 0 : (first_row + static_cast<unsigned>(r)) / p.share;
   }
 
-  template <class T>
-  explicit __device__ CachedBlock(const CachedParams<T>& p) {
-    const std::int64_t unit = blockIdx.x, others = p.groups * p.row_blocks;
-    b = blockIdx.y;
-    g = unit % p.groups;  // neighbours read keys that lie side by side
-    const std::int64_t rb = unit / p.groups % p.row_blocks, all = p.queries * p.share;
-    part = static_cast<int>(unit / others);
+  explicit __device__ CachedBlock(const CachedParams<T>& params) : p(params), b(blockIdx.y) {
+    const unsigned rest = blockIdx.x / p.groups;
+    g = blockIdx.x - rest * p.groups;  // neighbours read keys that lie side by side
+    part = static_cast<int>(p.row_blocks == 1 ? rest : rest / p.row_blocks);
+    const unsigned rb = rest - static_cast<unsigned>(part) * p.row_blocks;
     first_row = rb * kCachedRows;
-    rows = static_cast<int>(min(all - first_row, static_cast<std::int64_t>(kCachedRows)));
-    block = p.block_of(b, rb, g);
-    CachedRange range{0x7FFFFFFF, 0};
-    for (std::int64_t t = first_row / p.share; t <= (first_row + rows - 1) / p.share; ++t) {
-      const CachedRange of = seen(p, b, t);
-      if (of.end > 0) range = {min(range.begin, of.begin), max(range.end, of.end)};
+    rows = static_cast<int>(min(p.queries * p.share - first_row, static_cast<unsigned>(kCachedRows)));
+    block = (static_cast<std::int64_t>(b) * p.row_blocks + rb) * p.groups + g;
+    span = {cached_detail::kMostKeys, 0};
+    for (unsigned t = query_of(0); t <= query_of(rows - 1); ++t) {
+      const CachedRange of = seen_from(t);
+      if (of.end > 0) span = {min(span.begin, of.begin), max(span.end, of.end)};
     }
-    const cached_detail::KeyCut cut(range.begin, range.end, p.rule);
-    parts = static_cast<int>(cut.parts);
-    keys = {static_cast<int>(cut.part_begin(part)), static_cast<int>(cut.part_end(part))};
+    const cached_detail::KeyCut cut(span.begin, span.end, p.rule);
+    parts = cut.parts;
+    keys = {cut.part_begin(part), cut.part_end(part)};
   }
 
   /// What row r sees of the part: nothing beyond the last row.
-  template <class T>
-  __device__ __forceinline__ CachedRange seen_by(const CachedParams<T>& p, int r) const {
+  __device__ __forceinline__ CachedRange seen_by(int r) const {
     if (r >= rows) return {0, 0};
-    const CachedRange of = seen(p, b, (first_row + r) / p.share);
+    const CachedRange of = p.queries == 1 ? span : seen_from(query_of(r));
     return {max(of.begin, keys.begin), min(of.end, keys.end)};
   }
-  template <class T>
-  __device__ __forceinline__ const T* q_row(const CachedParams<T>& p, int r) const {
-    const std::int64_t row = first_row + r, h = g * p.share + row % p.share;
-    return p.q_BTHD + b * p.q_stride[0] + row / p.share * p.q_stride[1] + h * p.q_stride[2];
+  template <class U>
+  __device__ __forceinline__ U* row_of(U* data, const std::int64_t (&stride)[3], int r) const {
+    const unsigned t = query_of(r), h = g * p.share + first_row + static_cast<unsigned>(r) - t * p.share;
+    return data + b * stride[0] + t * stride[1] + h * stride[2];
   }
-  template <class T>
-  __device__ __forceinline__ T* o_row(const CachedParams<T>& p, int r) const {
-    const std::int64_t row = first_row + r, h = g * p.share + row % p.share;
-    return p.o_BTHD + b * p.o_stride[0] + row / p.share * p.o_stride[1] + h * p.o_stride[2];
-  }
+  __device__ __forceinline__ const T* q_row(int r) const { return row_of(p.q_BTHD, p.q_stride, r); }
+  __device__ __forceinline__ T* o_row(int r) const { return row_of(p.o_BTHD, p.o_stride, r); }
 };
 
 /// What the warps of a block have, in its shared memory; later the parts' factors.
@@ -126,20 +123,21 @@ __device__ __forceinline__ float fast_power2(float x) {
 
 /// A block without keys writes zeros.
 template <class T>
-__device__ void write_zeros(const CachedParams<T>& p, const CachedBlock& at) {
-  for (int i = static_cast<int>(threadIdx.x); i < at.rows * p.head_dim; i += kCachedThreads)
-    at.o_row(p, i / p.head_dim)[i % p.head_dim] = device::round_to<T>(0.0f);
+__device__ void write_zeros(const CachedBlock<T>& at) {
+  const int D = at.p.head_dim;
+  for (int i = static_cast<int>(threadIdx.x); i < at.rows * D; i += kCachedThreads)
+    at.o_row(i / D)[i % D] = device::round_to<T>(0.0f);
 }
 
 /// Whether this block is the last of its parts to get here; then it sees what the others wrote.
 template <class T>
-__device__ bool last_of_parts(const CachedParams<T>& p, const CachedBlock& at) {
+__device__ bool last_of_parts(const CachedBlock<T>& at) {
   __shared__ bool last;
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomicAdd(p.counters + at.block, 1u) + 1 == static_cast<unsigned>(at.parts);
-    if (last) p.counters[at.block] = 0;
+    last = atomicAdd(at.p.counters + at.block, 1u) + 1 == static_cast<unsigned>(at.parts);
+    if (last) at.p.counters[at.block] = 0;
   }
   __syncthreads();
   __threadfence();
@@ -148,7 +146,8 @@ __device__ bool last_of_parts(const CachedParams<T>& p, const CachedBlock& at) {
 
 /// factors[part, r] = the share of a part's sums in o.
 template <class T>
-__device__ void part_factors(const CachedParams<T>& p, const CachedBlock& at, float* factors) {
+__device__ void part_factors(const CachedBlock<T>& at, float* factors) {
+  const CachedParams<T>& p = at.p;
   const std::int64_t first = at.block * p.rule.most * p.rows;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int r = static_cast<int>(threadIdx.x) / 32; r < at.rows; r += kCachedWarps) {
@@ -170,11 +169,12 @@ __device__ void part_factors(const CachedParams<T>& p, const CachedBlock& at, fl
 }
 
 template <int N, class T>
-__device__ void join_parts(const CachedParams<T>& p, const CachedBlock& at, const float* factors) {
-  const std::int64_t step = static_cast<std::int64_t>(p.rows) * p.head_dim;
+__device__ __forceinline__ void join_parts(const CachedBlock<T>& at, int D, const float* factors) {
+  const CachedParams<T>& p = at.p;
+  const std::int64_t step = static_cast<std::int64_t>(p.rows) * D;
   const float* sums = p.part_sums + at.block * p.rule.most * step;
-  for (int i = static_cast<int>(threadIdx.x) * N; i < at.rows * p.head_dim; i += kCachedThreads * N) {
-    const int r = i / p.head_dim;
+  for (int i = static_cast<int>(threadIdx.x) * N; i < at.rows * D; i += kCachedThreads * N) {
+    const int r = i / D;
     float o[N] = {};
 #pragma unroll 8
     for (int part = 0; part < at.parts; ++part) {
@@ -186,7 +186,7 @@ __device__ void join_parts(const CachedParams<T>& p, const CachedBlock& at, cons
         o[0] += __ldcg(sums + part * step + i) * factor;
       }
     }
-    T* to = at.o_row(p, r) + i % p.head_dim;
+    T* to = at.o_row(r) + i % D;
 #pragma unroll
     for (int k = 0; k < N; ++k) to[k] = device::round_to<T>(o[k]);
   }
@@ -194,8 +194,8 @@ __device__ void join_parts(const CachedParams<T>& p, const CachedBlock& at, cons
 
 /// Joins the warps of a block; writes o, or the part's results, and then o where it is the last part's.
 template <class T>
-__device__ void finish_block(const CachedParams<T>& p, const CachedBlock& at, const WarpResults& of) {
-  const int D = p.head_dim;
+__device__ __forceinline__ void finish_block(const CachedBlock<T>& at, int D, const WarpResults& of) {
+  const CachedParams<T>& p = at.p;
   const std::int64_t first = (at.block * p.rule.most + at.part) * p.rows;
   for (int i = static_cast<int>(threadIdx.x); i < at.rows * D; i += kCachedThreads) {
     const int r = i / D, d = i % D;
@@ -210,26 +210,26 @@ __device__ void finish_block(const CachedParams<T>& p, const CachedBlock& at, co
       total += of.sum[w * kCachedRows + r] * take;
     }
     if (at.parts == 1) {
-      at.o_row(p, r)[d] = device::round_to<T>(value * inverse_sum(total));
+      at.o_row(r)[d] = device::round_to<T>(value * inverse_sum(total));
     } else {
       p.part_sums[(first + r) * D + d] = value;
       if (d == 0) p.part_max[first + r] = peak;
       if (d == 0) p.part_sum[first + r] = total;
     }
   }
-  if (at.parts == 1 || !last_of_parts(p, at)) return;
+  if (at.parts == 1 || !last_of_parts(at)) return;
   float* factors = of.sums;
-  part_factors(p, at, factors);
+  part_factors(at, factors);
   __syncthreads();
-  D % 4 == 0 ? join_parts<4>(p, at, factors) : join_parts<1>(p, at, factors);
+  D % 4 == 0 ? join_parts<4>(at, D, factors) : join_parts<1>(at, D, factors);
 }
 
-/// Blocks for every part that a position below `keys` may have.
+/// Blocks for every part that a position below `table` may have.
 template <class T>
-dim3 cached_grid(const CachedParams<T>& p, std::int64_t batch, std::int64_t keys) {
-  const std::int64_t span = p.window > 0 && p.queries == 1 ? std::min(keys, p.window) : keys;
-  const std::int64_t parts = cached_detail::parts_below(span, p.rule);
-  return {static_cast<unsigned>(parts * p.groups * p.row_blocks), static_cast<unsigned>(batch), 1};
+dim3 cached_grid(const CachedParams<T>& p, std::int64_t batch) {
+  const int span = p.window > 0 && p.queries == 1 ? std::min(p.table, p.window) : p.table;
+  const auto parts = static_cast<unsigned>(cached_detail::parts_below(span, p.rule));
+  return {parts * p.groups * p.row_blocks, static_cast<unsigned>(batch), 1};
 }
 
 /// On tensor cores: bf16 queries, D 64 or 128, a cache of 8 or 16 bits, q in pairs. Whether it took them

@@ -100,8 +100,9 @@ struct Source {
   std::int64_t step;        // bytes from key to key
   std::int64_t scale_step;  // floats
 
-  __device__ Source(const CachedParams<bf16>& p, const CachedBlock& at)
-      : step(p.groups * R::kRowBytes), scale_step(p.groups) {
+  explicit __device__ Source(const CachedBlock<bf16>& at)
+      : step(static_cast<std::int64_t>(at.p.groups) * R::kRowBytes), scale_step(at.p.groups) {
+    const CachedParams<bf16>& p = at.p;
     const std::int64_t row = at.b * p.capacity * p.groups + at.g;
     keys = static_cast<const char*>(p.keys_BSGD) + row * R::kRowBytes;
     values = static_cast<const char*>(p.values_BSGD) + row * R::kRowBytes;
@@ -165,13 +166,12 @@ struct MmaRows {
   CachedRange by_all;  // keys that each row of the block sees
 
   /// The pair of q's elements d, d + 1.
-  static __device__ __forceinline__ unsigned pair(const CachedParams<bf16>& p, const CachedBlock& at, int row,
-                                                  int d) {
+  static __device__ __forceinline__ unsigned pair(const CachedBlock<bf16>& at, int row, int d) {
     if (row >= at.rows) return 0;
-    return *reinterpret_cast<const unsigned*>(at.q_row(p, row) + d);
+    return *reinterpret_cast<const unsigned*>(at.q_row(row) + d);
   }
 
-  __device__ void start(const CachedParams<bf16>& p, const CachedBlock& at) {
+  __device__ void start(const CachedBlock<bf16>& at) {
     const int row = lane_id() / 4, column = lane_id() % 4;
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
@@ -180,8 +180,8 @@ struct MmaRows {
         unsigned first = 0, second = 0;
         if (half < kHalves) {
           const int d = 16 * k + (kWide ? 2 : 4) * column;
-          first = pair(p, at, row + 8 * half, d);
-          second = pair(p, at, row + 8 * half, d + (kWide ? 8 : 2));
+          first = pair(at, row + 8 * half, d);
+          second = pair(at, row + 8 * half, d + (kWide ? 8 : 2));
         }
         // Codes come as elements 0, 2 and 1, 3 of four.
         q[k].pair[half] = kWide ? first : __byte_perm(first, second, 0x5410);
@@ -189,12 +189,12 @@ struct MmaRows {
       }
     }
     by_all = {0, 0x7FFFFFFF};
-    for (int r = 0; r < at.rows; ++r) {
-      const CachedRange of = at.seen_by(p, r);
+    for (int r = 0; r < (at.p.queries == 1 ? 1 : at.rows); ++r) {
+      const CachedRange of = at.seen_by(r);
       by_all = {max(by_all.begin, of.begin), min(by_all.end, of.end)};
     }
-    seen[0] = at.seen_by(p, row);
-    seen[1] = at.seen_by(p, row + 8);
+    seen[0] = at.seen_by(row);
+    seen[1] = at.seen_by(row + 8);
   }
 
   __device__ __forceinline__ void score(const R& ring, int stage, float (&scores)[kEights][4]) const {
@@ -338,19 +338,19 @@ __global__ void __launch_bounds__(kCachedThreads, 2)
     attend_mma(const __grid_constant__ CachedParams<bf16> p) {
   using R = Ring<K, kDim>;
   extern __shared__ __align__(128) unsigned char memory[];
-  const CachedBlock at(p);
+  const CachedBlock<bf16> at(p);
   if (at.part >= at.parts) {
-    if (at.parts == 0 && at.part == 0) write_zeros(p, at);
+    if (at.parts == 0 && at.part == 0) write_zeros(at);
     return;
   }
   const R ring{shared_address(memory) + static_cast<unsigned>(warp_id() * R::kBytes)};
-  const Source<K, kDim> source(p, at);
+  const Source<K, kDim> source(at);
   constexpr int kStep = kCachedWarps * R::kKeys, kAhead = R::kStages - 1;
   const int first = at.keys.begin + warp_id() * R::kKeys, end = at.keys.end;
 #pragma unroll
   for (int s = 0; s < kAhead; ++s) source.fetch(ring, s, first + s * kStep, end);
   MmaRows<K, kDim, kUpper> rows;
-  rows.start(p, at);
+  rows.start(at);
   int stage = 0, free_stage = kAhead;
   for (int key = first; key < end; key += kStep) {
     wait_for_group<kAhead - 1>();
@@ -368,7 +368,7 @@ __global__ void __launch_bounds__(kCachedThreads, 2)
   const WarpResults results(memory, kDim);
   rows.write(results);
   __syncthreads();
-  finish_block(p, at, results);
+  finish_block(at, kDim, results);
 }
 
 template <class K, int kDim, bool kUpper>
