@@ -45,8 +45,15 @@ Floats widen(const std::uint8_t* from) {
 // Scales of a row's groups g .. g + 15; zeros after its last.
 class GroupScales {
  public:
-  explicit GroupScales(const QuantView& w) : w_(w), groups_(w.cols / w.format.group), all_(w.rows * groups_) {
-    if (w.format.double_quant) return;
+  explicit GroupScales(const QuantView& w)
+      : w_(w), groups_(w.cols / w.format.group), all_(w.rows * groups_), ahead_(2 * kAhead / w.format.group) {
+    if (w.format.double_quant) {
+      bytes_ = w.scale_codes;
+      width_ = 1;
+      return;
+    }
+    bytes_ = static_cast<const std::uint8_t*>(w.scales);
+    width_ = static_cast<std::int64_t>(size_of(w.scale_dtype));
     if (w.scale_dtype == DType::bf16) {
       halves_ = static_cast<const bf16*>(w.scales);
     } else {
@@ -58,6 +65,7 @@ class GroupScales {
 
   [[gnu::always_inline]] Floats at(std::int64_t n, std::int64_t g) const {
     const std::int64_t first = n * groups_ + g;
+    __builtin_prefetch(bytes_ + (first + ahead_) * width_);
     if (first + lanes::kCount > all_ || w_.format.double_quant) return slowly(n, g);
     return kept(floats_ != nullptr ? widen(floats_ + first) : widen(halves_ + first), groups_ - g);
   }
@@ -65,6 +73,7 @@ class GroupScales {
   // What the sum over a group's x is to be multiplied by, less its scale.
   [[gnu::always_inline]] Floats shift_at(std::int64_t n, std::int64_t g) const {
     const std::int64_t first = n * groups_ + g;
+    __builtin_prefetch(w_.zeros + first + ahead_);
     return 8.0f - (first + lanes::kCount > all_ ? last(w_.zeros, first) : widen(w_.zeros + first));
   }
 
@@ -103,7 +112,9 @@ class GroupScales {
   }
 
   const QuantView& w_;
-  std::int64_t groups_, all_;
+  std::int64_t groups_, all_, ahead_;
+  const std::uint8_t* bytes_ = nullptr;  // of what is fetched ahead: scales, or their codes
+  std::int64_t width_ = 4;
   const float* floats_ = nullptr;
   const bf16* halves_ = nullptr;
 };
