@@ -12,6 +12,7 @@ namespace ridge::kernels {
 namespace {
 
 constexpr std::int64_t kChunksPerThread = 4;
+constexpr std::int64_t kMostRows = 32;  // then BLAS pays for dequantizing
 
 // Rows of w are independent, so the cut changes no bits: few long streams, as many for each thread.
 std::int64_t rows_of_a_chunk(std::int64_t n) {
@@ -57,7 +58,7 @@ bool has_quant_matmul(const QuantView& w, std::int64_t rows, Device device) {
     if constexpr (kBuiltWithCuda) return cuda::has_quant_matmul(w, rows);
     return rows <= kQuantRows && has_quant_gemv(w);
   }
-  return rows <= kQuantGemvRows && has_quant_gemv(w);
+  return rows <= kMostRows && has_quant_gemv(w);
 }
 
 template <class T>
