@@ -54,13 +54,14 @@ void synchronize(const Stream& stream);
 /// Throws if the last launch was refused.
 void check_launch(const char* op);
 
-/// What a kernel reports about bad input, such as an id outside a table: first come, first kept.
+/// What a kernel reports about bad input, such as an id outside a table, or of a rank that it waited for in
+/// vain: first come, first kept.
 struct Fault {
   std::int32_t kind = 0;  // FaultKind; 0: none
   std::int32_t reserved = 0;
   std::int64_t place = 0, value = 0, limit = 0;
 };
-enum class FaultKind : std::int32_t { none, embedding_id, target_id };
+enum class FaultKind : std::int32_t { none, embedding_id, target_id, absent_rank };
 /// Host memory that kernels write to.
 Fault* fault_slot();
 

@@ -174,6 +174,9 @@ void throw_fault() {
         "belong together",
         fault.value, fault.place, fault.limit);
   }
+  if (kind == FaultKind::absent_rank)
+    fail("a sum over ranks: rank {} did not come to it within {:g} s: it has ended, or hangs", fault.place,
+         static_cast<double>(fault.limit) / 1e9);
   fail_user(
       "cross entropy: target {} in row {} is outside the vocabulary of {} ids: check that tokenizer and "
       "model belong together",
@@ -183,8 +186,9 @@ void throw_fault() {
 }  // namespace
 
 void synchronize(const Stream& stream) {
-  check_cuda(cudaStreamSynchronize(static_cast<cudaStream_t>(stream.native())));
-  throw_fault();
+  const cudaError_t code = cudaStreamSynchronize(static_cast<cudaStream_t>(stream.native()));
+  throw_fault();  // before what a kernel that ended itself leaves behind
+  check_cuda(code);
 }
 
 void check_launch(const char* op) {
@@ -218,7 +222,11 @@ void Event::hold(const Stream& stream) const {
       cudaStreamWaitEvent(static_cast<cudaStream_t>(stream.native()), static_cast<cudaEvent_t>(event_), 0));
 }
 
-void Event::synchronize() const { check_cuda(cudaEventSynchronize(static_cast<cudaEvent_t>(event_))); }
+void Event::synchronize() const {
+  const cudaError_t code = cudaEventSynchronize(static_cast<cudaEvent_t>(event_));
+  if (code != cudaSuccess) throw_fault();
+  check_cuda(code);
+}
 
 bool Event::done() const {
   const cudaError_t code = cudaEventQuery(static_cast<cudaEvent_t>(event_));
