@@ -36,7 +36,8 @@ const TensorEntry* find_scale(const WeightFolder& folder, const LinearShape& lin
 std::int64_t scales_a_row(const WeightFolder& folder, const LinearShape& linear, bool tiles_allowed,
                           bool prefers_tiles) {
   const TensorEntry* entry = find_scale(folder, linear);
-  require(entry != nullptr, "{}: tensor {}.weight_scale is missing, but the weight is stored in codes",
+  require(entry != nullptr,
+          "{}: tensor {}.weight_scale (or SCB of bitsandbytes) is missing, but the weight is stored in codes",
           folder.path(), linear.path);
   const bool floating = entry->dtype == "F32" || entry->dtype == "BF16" || entry->dtype == "F16";
   require(floating, "{}: tensor {} is stored as {}: F32, BF16 or F16 are read", folder.path(), entry->name,

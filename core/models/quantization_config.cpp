@@ -185,7 +185,9 @@ std::string quantization_config_json(const kernels::WeightFormat& f, DType dtype
                 {"llm_int8_threshold", 6.0}}
         .dump();
   }
+  // Without a format of its own, compressed-tensors takes int8 alone for pack-quantized.
   const Json group{{"targets", {"Linear"}},
+                   {"format", compressed_format(f)},
                    {"weights", compressed_weights(f)},
                    {"input_activations", nullptr},
                    {"output_activations", nullptr}};

@@ -2,6 +2,7 @@
 
   check_outputs.py hf DIR --ids F.json [--out F.safetensors]
   check_outputs.py peft BASE ADAPTER --ids F.json [--out F.safetensors]
+  check_outputs.py quantized DIR --ids F.json [--out F.safetensors]
   check_outputs.py tensorboard DIR
 F.json holds [[...], ...] as for `ridge logits`; the output has `logits`, f32 [B, T, V], in the same form.
 """
@@ -13,12 +14,20 @@ import sys
 
 
 def write_logits(model, args):
-    import safetensors.torch
-    import torch
-
     from common import logits_of
 
-    logits = logits_of(model, torch.tensor(json.loads(args.ids.read_text())))
+    return keep_logits(logits_of(model, read_ids(args)), args)
+
+
+def read_ids(args):
+    import torch
+
+    return torch.tensor(json.loads(args.ids.read_text()))
+
+
+def keep_logits(logits, args):
+    import safetensors.torch
+
     if args.out:
         safetensors.torch.save_file({"logits": logits.contiguous()}, str(args.out))
     return {"shape": list(logits.shape), "min": logits.min().item(), "max": logits.max().item()}
@@ -30,6 +39,13 @@ def check_hf(args):
     model = load_model(args.folder)
     result = {"architecture": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
     return {**result, "logits": write_logits(model, args)}
+
+
+def check_quantized(args):
+    """Of weights that bitsandbytes or compressed-tensors has dequantized."""
+    from make_quantized import logits_of_folder
+
+    return {"logits": keep_logits(logits_of_folder(args.folder, read_ids(args)), args)}
 
 
 def check_peft(args):
@@ -71,6 +87,7 @@ def parse():
     commands = parser.add_subparsers(dest="command", required=True)
     for name, paths, function in (
         ("hf", ["folder"], check_hf),
+        ("quantized", ["folder"], check_quantized),
         ("peft", ["base", "adapter"], check_peft),
         ("tensorboard", ["folder"], check_tensorboard),
     ):
