@@ -311,7 +311,7 @@ TEST(QuantMatmulMeta, StatesItsWork) {
   const LaunchRecord record = launched_on_meta([&](Stream& stream) {
     quant_matmul<bf16>(stream, meta_view<const bf16>({3, 256}), w.view(), meta_view<bf16>({3, 24}));
   });
-  EXPECT_EQ(record.op, "quant_matmul");
+  EXPECT_STREQ(record.op, "quant_matmul");
   EXPECT_EQ(record.flops, 2.0 * 3 * 24 * 256);
   EXPECT_EQ(record.bytes, 24 * 128 + 24 * 2 * 4 + 2.0 * 3 * (256 + 24));
 }
