@@ -74,7 +74,7 @@ struct UnitReader {
   int q, g, begin, end, tile, step, unit;
   int first_row;                 // of the warp's rows in a group of tiles
   int linear;                    // groups of tiles below this one are whole, and scales go on by rows
-  const std::uint8_t* codes[2];  // the lane's run of this unit
+  const std::uint8_t* codes[2];  // the lane's first run of the row
   const char* scale[2];          // of the row
   const std::uint8_t* extra[2];
   int block[2];  // nested: the row's first in the whole matrix
@@ -93,7 +93,7 @@ struct UnitReader {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = min(tile * p.cluster * kTileRows + first_row + g + 8 * h, p.rows - 1);
-      codes[h] = p.codes + row * p.row_bytes + (begin * Layout::kBytes + q * kRunBytes);
+      codes[h] = p.codes + row * p.row_bytes + q * kRunBytes;
       const std::int64_t at = (row >> p.scale.row_shift) * p.scale.across;
       scale[h] = static_cast<const char*>(p.scale.scales) + at * kScaleBytes;
       if constexpr (Format::kHasZeros) extra[h] = p.scale.zeros + at;
@@ -110,7 +110,7 @@ struct UnitReader {
     const int rows = step * p.cluster * kTileRows;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      codes[h] += p.tile_step - (end - begin) * Layout::kBytes;
+      codes[h] += p.tile_step;
       if constexpr (!Format::kNested) scale[h] += p.scale.tile_step * kScaleBytes;
       if constexpr (Format::kNested || Format::kHasZeros) extra[h] += p.scale.tile_step;
       if constexpr (Format::kNested) block[h] += rows * static_cast<int>(p.scale.row_blocks);
@@ -123,19 +123,20 @@ struct UnitReader {
     // Beyond the last column x is 0: any codes of the row will do.
     const bool outside = Layout::kBits == 8 && unit * Layout::kColumns + Layout::column(q, 0) >= p.columns;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) read_codes(outside ? codes[h] - q * kRunBytes : codes[h], to.codes[h]);
+    for (int h = 0; h < 2; ++h)
+      read_codes(codes[h] + (unit * Layout::kBytes - (outside ? q * kRunBytes : 0)), to.codes[h]);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const char* from = scale[h] + group * kScaleBytes;
       if constexpr (Format::kNested) {
-        to.scale[h] = __float_as_uint(__ldg(p.scale.nested + (block[h] + group) / kNestedBlock));
+        to.scale[h] = __float_as_uint(__ldg(p.scale.nested + static_cast<unsigned>(block[h] + group) /
+                                                                 static_cast<unsigned>(kNestedBlock)));
       } else if constexpr (Format::kNarrow) {
         to.scale[h] = __ldg(reinterpret_cast<const std::uint16_t*>(from));
       } else {
         to.scale[h] = __ldg(reinterpret_cast<const std::uint32_t*>(from));
       }
       if constexpr (Format::kNested || Format::kHasZeros) to.extra[h] = __ldg(extra[h] + group);
-      codes[h] += Layout::kBytes;
     }
     if (++unit == end) enter_next();
   }
@@ -161,6 +162,9 @@ struct MmaBlock {
     x_bytes = x_row_bytes((end - begin) * Layout::kColumns);
   }
 
+  __device__ __forceinline__ std::uint32_t address() const {
+    return static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
+  }
   __device__ __forceinline__ float* sums() const { return reinterpret_cast<float*>(memory + at.sums); }
   __device__ __forceinline__ float* map() const { return reinterpret_cast<float*>(memory + at.map); }
   __device__ __forceinline__ const float* partials(unsigned buffer) const {
@@ -180,7 +184,7 @@ struct MmaBlock {
       if (i < count && column < p.columns)
         raw = *reinterpret_cast<const uint4*>(p.x + row * p.x_stride + column);
       if (i < count)
-        *reinterpret_cast<uint4*>(memory + row * x_bytes + unit * (2 * Layout::kColumns) +
+        *reinterpret_cast<uint4*>(memory + at.x + row * x_bytes + unit * (2 * Layout::kColumns) +
                                   16 * Layout::place(eight)) = in_order(raw);
       if constexpr (Format::kBiased) {
         float sum = (low(raw.x) + high(raw.x)) + (low(raw.y) + high(raw.y));
@@ -209,11 +213,12 @@ struct MmaBlock {
 
   __device__ void fill_tables() {
     if constexpr (Format::kTable) {
+      const std::uint32_t table = device::pair_table(address());
       for (int i = static_cast<int>(threadIdx.x); i < device::kPairTableBytes / 16; i += kMmaThreads) {
         const int byte = i / 8;
         const std::uint32_t pair = p.values[byte >> 4] | static_cast<std::uint32_t>(p.values[byte & 15])
                                                              << 16;
-        reinterpret_cast<uint4*>(memory + at.table)[i] = uint4{pair, pair, pair, pair};
+        asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(table + 16 * i), "r"(pair) : "memory");
       }
     }
     if constexpr (Format::kNested) {
@@ -250,19 +255,19 @@ struct MmaWarp {
   using Layout = typename Format::Layout;
   using Block = MmaBlock<Format, kNT>;
   const Block& block;
-  int q, g;                                    // q: of four lanes; g: row of w, of x
-  std::uint32_t x_row[kNT], table, map, sums;  // addresses in shared memory
+  int q, g;                                     // q: of four lanes; g: row of w, of x
+  std::uint32_t x_row[kNT], map, sums, column;  // addresses in shared memory
   float total[kNT][4];
   std::uint32_t nan[2];
 
   __device__ __forceinline__ MmaWarp(const Block& b, int lane) : block(b), q(lane % 4), g(lane / 4) {
-    const auto memory = static_cast<std::uint32_t>(__cvta_generic_to_shared(b.memory));
-    table = memory + static_cast<std::uint32_t>(b.at.table + 4 * lane);
+    const std::uint32_t memory = b.address();
+    column = Format::kTable ? device::pair_table(memory) + 4 * static_cast<std::uint32_t>(lane) : 0;
     map = memory + static_cast<std::uint32_t>(b.at.map);
     sums = memory + static_cast<std::uint32_t>(b.at.sums + 8 * q);
 #pragma unroll
     for (int n = 0; n < kNT; ++n)  // rows beyond M repeat the last: what they give is not written
-      x_row[n] = memory + static_cast<std::uint32_t>(min(8 * n + g, b.p.m - 1) * b.x_bytes + 16 * q);
+      x_row[n] = memory + static_cast<std::uint32_t>(b.at.x + min(8 * n + g, b.p.m - 1) * b.x_bytes + 16 * q);
     clear();
   }
 
@@ -294,7 +299,7 @@ struct MmaWarp {
     float sum[kNT][4] = {};
 #pragma unroll
     for (int e = 0; e < Layout::kEights; ++e) {
-      const Eight low = Format::decode(in.codes[0], e, table), high = Format::decode(in.codes[1], e, table);
+      const Eight low = Format::decode(in.codes[0], e, column), high = Format::decode(in.codes[1], e, column);
 #pragma unroll
       for (int n = 0; n < kNT; ++n) {
         const uint4 b = load_eight(x_row[n] + x + 16 * Layout::place_of(0, e));

@@ -48,17 +48,20 @@ struct MmaParams {
 
 /// Bytes of shared memory, and where its parts begin; kNT: M / 8, rounded up to what is instantiated.
 struct MmaShared {
-  int sums, partials, table, map, bytes;
+  int x, sums, partials, map, bytes;
 
   template <class Format, int kNT>
   static MmaShared of(int m, int units, int cluster) {
+    constexpr int kPartials = 2 * kParts * 8 * kNT * kSumPitch * 4, kMap = Format::kNested ? 256 * 4 : 0;
+    constexpr bool kBelow = Format::kTable && kMap + kPartials <= device::kBeforePairTable;
     const int most = static_cast<int>(device::ceil_div(units, cluster));
     MmaShared s{};
-    s.sums = m * x_row_bytes(most * Format::Layout::kColumns);
-    s.partials = s.sums + (Format::kBiased ? most * 8 * kNT * 4 : 0);
-    s.table = (s.partials + 2 * kParts * 8 * kNT * kSumPitch * 4 + 127) / 128 * 128;
-    s.map = s.table + (Format::kTable ? device::kPairTableBytes : 0);
-    s.bytes = s.map + (Format::kNested ? 256 * 4 : 0);
+    s.x = Format::kTable ? 2 * device::kPairTableBytes : 0;
+    s.sums = s.x + m * x_row_bytes(most * Format::Layout::kColumns);
+    const int end = s.sums + (Format::kBiased ? most * 8 * kNT * 4 : 0);
+    s.map = 0;
+    s.partials = kBelow ? kMap : end;
+    s.bytes = kBelow ? end : end + kPartials;
     return s;
   }
 };

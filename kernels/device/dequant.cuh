@@ -76,9 +76,17 @@ struct ByteCodes {
 };
 
 inline constexpr int kPairTableBytes = 256 * 32 * 4;
+/// Dynamic shared memory begins at address 1024 or below: the first multiple of the table's size comes here
+/// at the earliest, and what follows the table begins at twice its size.
+inline constexpr int kBeforePairTable = kPairTableBytes - 1024;
 
-/// nf4 and fp4: pairs from a table [byte, lane] in shared memory, where each lane has a bank of its own.
-/// `table` is the address of the lane's column.
+/// Where in shared memory a block has its table of pairs.
+__device__ __forceinline__ std::uint32_t pair_table(std::uint32_t memory) {
+  return (memory + kBeforePairTable + kPairTableBytes - 1) / kPairTableBytes * kPairTableBytes;
+}
+
+/// nf4 and fp4: pairs from a table [byte, lane], where each lane has a bank of its own. `column` is the
+/// address of the lane's: no bit of it is one of a row's offset.
 template <bool kDouble>
 struct FlatCodes {
   using Layout = UnitLayout<4, 2>;
@@ -86,17 +94,14 @@ struct FlatCodes {
   static constexpr int kAhead = kDouble ? 6 : 8;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = true, kNested = kDouble,
                         kHasNan = false;
-  static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[2], int e, std::uint32_t table) {
+  static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[2], int e, std::uint32_t column) {
     const std::uint32_t word = run[e];
     Eight out;
-    out.pair[0] = look_up(table, word << 7);
-    out.pair[1] = look_up(table, word >> 1);
-    out.pair[2] = look_up(table, word >> 9);
-    out.pair[3] = look_up(table, word >> 17);
+    out.pair[0] = load_shared(PairOps::select(word << 7, 0x7F80u, column));
+    out.pair[1] = load_shared(PairOps::select(word >> 1, 0x7F80u, column));
+    out.pair[2] = load_shared(PairOps::select(word >> 9, 0x7F80u, column));
+    out.pair[3] = load_shared(PairOps::select(word >> 17, 0x7F80u, column));
     return out;
-  }
-  static __device__ __forceinline__ std::uint32_t look_up(std::uint32_t table, std::uint32_t shifted) {
-    return load_shared(table + (shifted & 0x7F80u));
   }
 };
 
