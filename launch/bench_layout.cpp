@@ -28,6 +28,8 @@ void StepOptions::add_to(const Command& command) {
                "Attention's gradients summed in any order: faster, other bits each time");
   command.option("--lora-rank", lora_rank,
                  "Train adapters of this rank on all linear layers; 0: all weights");
+  command.option("--quantize", quantize,
+                 "With --lora-rank: the format of the linear layers' weights, for example nf4-dq");
   command.option("--parallel", parallel, "Fields of the run config's parallel: shard=4 stage=3 ...");
 }
 
@@ -46,6 +48,11 @@ TrainingOptions StepOptions::training(int ranks) const {
   to.layout.dtype = parse_dtype(dtype);
   to.layout.recompute = parse_recompute(recompute);
   to.layout.deterministic = !any_order;
+  if (!quantize.empty()) {
+    require(lora_rank > 0, "--quantize {}: quantized weights are not trained: give --lora-rank too",
+            quantize);
+    to.layout.quantize = kernels::parse_weight_format(quantize);
+  }
   return to;
 }
 

@@ -11,7 +11,7 @@
 namespace ridge {
 
 struct StepOptions {
-  std::string dtype = "f32", recompute = "none", moments = "f32";
+  std::string dtype = "f32", recompute = "none", moments = "f32", quantize;
   std::int64_t batch = 4, sequence_length = 512, accumulate = 1, lora_rank = 0;
   bool any_order = false;
   std::vector<std::string> parallel;  // "shard=4": fields of the run config's `parallel`

@@ -27,6 +27,17 @@ Placement place_of(const Placement& weight, const Shape& weight_shape, const Qua
   return place;
 }
 
+QuantizedWeight piece_of(const QuantizedWeight& whole, const Placement& place, const std::string& path,
+                         int ranks) {
+  if (place.dim < 0) return whole;
+  try {
+    return whole.piece(place.dim, place.begin, place.end);
+  } catch (const UserError& error) {
+    fail_user("{} over tp {}: {}: choose another tp, or a format by channel such as int8", path, ranks,
+              error.what());
+  }
+}
+
 QuantizedWeight on_meta(QuantizedWeight w) {
   for (const QuantizedWeight::Part& part : w.parts())
     *part.value = Tensor::empty(part.value->shape(), part.value->dtype(), Device::meta);
@@ -80,7 +91,7 @@ void QuantizedLayers::replace_pieces(const std::vector<nn::LinearSlot>& linears,
     check(dense != nullptr, "a piece of a dense layer");
     QuantizedWeight whole = found->second;
     const Placement place = placements.at(linear.path + ".weight");
-    QuantizedWeight piece = place.dim < 0 ? whole : whole.piece(place.dim, place.begin, place.end);
+    QuantizedWeight piece = piece_of(whole, place, linear.path, tp.size());
     auto pieces = piece.parts();
     auto wholes = whole.parts();
     placements.erase(linear.path + ".weight");
