@@ -83,8 +83,8 @@ __device__ __forceinline__ void store_output(T* y, std::int64_t pack, std::int64
   }
 }
 
-/// y [n] = the ranks' sum of x [n]; y may be x. Block c is channel c: see all_reduce_small_layout.h. A thread
-/// reads in y's place only what it has read of x before.
+/// y [n] = the ranks' sum of x [n]. Block c is channel c: see all_reduce_small_layout.h. y may be x: a thread
+/// writes where it alone has read.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     all_reduce_small_kernel(const __grid_constant__ SmallSumRanks ranks, const __grid_constant__ Cut cut,

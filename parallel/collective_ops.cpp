@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/autograd.h"
+#include "parallel/one_shot_reduce.h"
 #include "parallel/tensor_collectives.h"
 
 namespace ridge::parallel {
@@ -56,10 +57,15 @@ struct CopyToTp {
 struct ReduceFromTp {
   static constexpr const char* kName = "reduce_from_tp";
   Communicator* tp;
+  const OneShotReduce* one_shot;
 
   Tensor forward(const Tensor& x) const {
     Tensor y = x.as_contiguous();
-    sum_in_place(*tp, y);
+    if (one_shot != nullptr && one_shot->takes(y)) {
+      one_shot->all_reduce(y);
+    } else {
+      sum_in_place(*tp, y);
+    }
     y.set_recipe(nullptr);  // which would make this rank's part
     return y;
   }
@@ -132,8 +138,8 @@ Tensor copy_to_tp(const Tensor& x, Communicator& tp) {
   return tp.size() == 1 ? x : autograd::apply(CopyToTp{&tp}, x);
 }
 
-Tensor reduce_from_tp(const Tensor& x, Communicator& tp) {
-  return tp.size() == 1 ? x : autograd::apply(ReduceFromTp{&tp}, x);
+Tensor reduce_from_tp(const Tensor& x, Communicator& tp, const OneShotReduce* one_shot) {
+  return tp.size() == 1 ? x : autograd::apply(ReduceFromTp{&tp, one_shot}, x);
 }
 
 Tensor gather_sequence(const Tensor& x_BtC, Communicator& tp) {

@@ -9,11 +9,13 @@
 
 namespace ridge::parallel {
 
+class OneShotReduce;
+
 /// x, which is the same on all ranks; its gradient is the sum of theirs.
 Tensor copy_to_tp(const Tensor& x, Communicator& tp);
 /// The sum of the ranks' x IN PLACE: the caller gives x up, which no other op may have saved. Its gradient is
-/// the sum's.
-Tensor reduce_from_tp(const Tensor& x, Communicator& tp);
+/// the sum's. By `one_shot`, of the same ranks, where there is one and it takes x.
+Tensor reduce_from_tp(const Tensor& x, Communicator& tp, const OneShotReduce* one_shot = nullptr);
 
 /// The sequence from the ranks' pieces of it: [B, T / tp, C] to [B, T, C]; gradients are summed and cut.
 Tensor gather_sequence(const Tensor& x_BtC, Communicator& tp);

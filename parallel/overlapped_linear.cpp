@@ -5,6 +5,7 @@
 #include "core/autograd.h"
 #include "core/ops/weight_group.h"
 #include "parallel/collective_ops.h"
+#include "parallel/one_shot_reduce.h"
 #include "parallel/peer_pieces.h"
 #include "parallel/staged_collectives.h"
 
@@ -181,6 +182,9 @@ struct RowOp {
     InFlight flight;
     if (cuts_sequence(how)) {
       start_sequence_scatter(how, y, make, flight);
+    } else if (how.one_shot != nullptr && how.one_shot->takes(y)) {
+      group.product(rows(x), rows(y));
+      how.one_shot->all_reduce(y);
     } else {
       start_staged_reduce(*how.tp, how.chunks, rows(y), make, flight);
     }

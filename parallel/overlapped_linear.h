@@ -11,6 +11,7 @@
 
 namespace ridge::parallel {
 
+class OneShotReduce;
 class PeerPieces;
 
 /// How the ranks of tp share layers.
@@ -21,6 +22,8 @@ struct TensorParallelism {
   /// Copy engines carry pieces of a sequence where chunks > 1; null: collectives do. A gather is cut into
   /// `chunks` stages then, but no more than ranks, and a sum into one for each rank.
   std::shared_ptr<PeerPieces> peers = nullptr;
+  /// Sums the outputs of layers where it takes them, and the sequence is not cut; null: collectives do.
+  std::shared_ptr<OneShotReduce> one_shot = nullptr;
 };
 
 /// y [B, T, N]: x w' + bias with this rank's rows of the weights, side by side; and x of all tokens, defined

@@ -28,7 +28,8 @@ Tensor brought_here(const TensorParallelism& how, const Tensor& x) {
 }
 
 Tensor summed(const TensorParallelism& how, const Tensor& y) {
-  return how.sequence_parallel ? scatter_sequence(y, *how.tp) : reduce_from_tp(y, *how.tp);
+  return how.sequence_parallel ? scatter_sequence(y, *how.tp)
+                               : reduce_from_tp(y, *how.tp, how.one_shot.get());
 }
 
 bool is_plain(const nn::Linear& layer) { return layer.dense() == &layer; }

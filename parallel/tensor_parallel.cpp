@@ -63,6 +63,7 @@ class Cutter {
         tp_(tp),
         how_(std::make_shared<TensorParallelism>(
             TensorParallelism{&tp, options.sequence_parallel, std::max(options.chunks, 1)})) {
+    how_->one_shot = std::move(options.one_shot);
     if (options.peers != nullptr && how_->chunks > 1)
       how_->peers = std::make_shared<PeerPieces>(std::move(options.peers));
   }

@@ -9,6 +9,7 @@
 
 #include "core/models/llama.h"
 #include "parallel/communicator.h"
+#include "parallel/one_shot_reduce.h"
 #include "parallel/peer_memory.h"
 #include "parallel/placement.h"
 
@@ -18,6 +19,7 @@ struct TensorParallelOptions {
   bool sequence_parallel = false;              // norms and residuals on pieces of the sequence
   int chunks = 1;                              // above 1: products and collectives overlap in so many stages
   std::shared_ptr<PeerGroup> peers = nullptr;  // of tp; with chunks: copy engines carry pieces of a sequence
+  std::shared_ptr<OneShotReduce> one_shot = nullptr;  // of tp; sums what it takes, such as a decoding step's
 };
 
 /// A UserError unless `tp` ranks can share such a model, with the nearest number that can: query heads and
@@ -28,7 +30,7 @@ void check_tensor_parallel(const models::ModelConfig& config, int tp, bool seque
 
 /// Puts this rank's pieces in place of the layers of a model that was built on meta, and says where every
 /// parameter of it lies; those of units that were dropped are left out. `tp` must outlive the model,
-/// and so must the group of ranks of `options.peers`; all ranks give such a model up together.
+/// and so must the groups of ranks of `options`; all ranks give such a model up together.
 /// Key-value heads that are fewer than ranks have tp / kv_heads copies each, whose gradients are parts of a
 /// sum. The vocabulary is cut in pieces of ceil(V / tp) ids, the last ones shorter, or empty. Under sequence
 /// parallelism norms and biases after a sum have partial gradients.

@@ -53,6 +53,7 @@ struct TpLayout {
   bool sequence_parallel = false;
   int chunks = 1;
   std::function<std::shared_ptr<parallel::PeerGroup>(parallel::Communicator& tp)> peers = nullptr;
+  std::function<std::shared_ptr<parallel::OneShotReduce>(parallel::Communicator& tp)> one_shot = nullptr;
 };
 
 using Tensors = std::map<std::string, Tensor>;
@@ -158,7 +159,9 @@ struct TpModel {
       : model(std::make_unique<models::Llama>(c.config, c.dtype, Device::meta)) {
     if (!stages.empty()) model->keep(stages);
     placements = parallel::apply_tensor_parallel(
-        *model, tp, {layout.sequence_parallel, layout.chunks, layout.peers ? layout.peers(tp) : nullptr});
+        *model, tp,
+        {layout.sequence_parallel, layout.chunks, layout.peers ? layout.peers(tp) : nullptr,
+         layout.one_shot ? layout.one_shot(tp) : nullptr});
     add_adapters(*model, c, Device::meta);
     for (const nn::Parameter& p : model->parameters()) {
       if (lora::is_adapter_parameter(p.name)) {
