@@ -13,6 +13,7 @@
 #include "launch/ceilings.h"
 #include "launch/commands/bench_attention.h"
 #include "launch/commands/bench_checkpoint.h"
+#include "launch/commands/bench_decode.h"
 #include "launch/commands/bench_gemm.h"
 #include "launch/commands/bench_kernels.h"
 #include "launch/context.h"
@@ -25,7 +26,7 @@ namespace {
 
 struct Options {
   std::string model;
-  std::int64_t prompt = 32, steps = 10;
+  std::int64_t steps = 10;
   bool tune = false;
   double link_gbps = 320, link_us = 15;  // of the predicted network
   StepOptions step;
@@ -203,27 +204,6 @@ void train(const Options& options, Context& context) {
   if (context.is_root() && !context.json) std::fputs(memory_report(memory_stats(device)).c_str(), stdout);
 }
 
-void decode(const Options& options, Context& context) {
-  require(options.steps >= 1, "--steps is {}: give at least 1", options.steps);
-  const Device device = context.use_device();
-  const Ceilings roof = measure_ceilings(device, parse_dtype(options.step.dtype));
-  const auto model = workload_model(options.model, parse_dtype(options.step.dtype), true, device);
-  DecodingWorkload work(*model, options.prompt, options.prompt + options.steps + 6);
-  const double seconds = median(step_seconds(device, options.steps, [&] { work.step(); }));
-  const double rate = work.bytes_per_step() / seconds;
-  context.emit({{"token_seconds", seconds},
-                {"tokens_per_s", 1 / seconds},
-                {"bytes_per_token", work.bytes_per_step()},
-                {"bytes_per_s", rate},
-                {"limit_share", rate / roof.read_bytes_per_s},
-                {"read_bytes_per_s", roof.read_bytes_per_s}},
-               fmt::format("decoding of {}, batch 1, {}, median of {}: {:.2f} ms a token, {:.1f} tokens/s, "
-                           "{:.1f} GB/s = {:.1f}% of "
-                           "read bandwidth\n{}\n",
-                           options.model, options.step.dtype, options.steps, seconds * 1e3, 1 / seconds,
-                           rate / 1e9, 100 * rate / roof.read_bytes_per_s, machine(device, roof)));
-}
-
 Command add_workload(const Command& bench, Options& options, const char* name, const char* what,
                      const char* dtype) {
   const Command command = bench.add(name, what);
@@ -255,11 +235,7 @@ void add_bench(const Command& app, Context& context) {
   steps.flag("--tune", training->tune,
              "First measure the algorithms of every product and keep the fastest, for later runs too");
   steps.run([training, &context] { train(*training, context); });
-  auto decoding = std::make_shared<Options>();
-  decoding->steps = 50;
-  const Command tokens = add_workload(bench, *decoding, "decode", "Decoding of one sequence", "bf16");
-  tokens.option("--prompt", decoding->prompt, "Tokens before the first step");
-  tokens.run([decoding, &context] { decode(*decoding, context); });
+  add_bench_decode(bench, context);
 }
 
 }  // namespace ridge

@@ -1,0 +1,33 @@
+// The model that benchmarks of decoding run: random weights, in any weight format.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "inference/engine.h"
+#include "launch/command_line.h"
+
+namespace ridge {
+
+struct DecoderOptions {
+  std::string model, dtype = "bf16", quantize, kv_cache = "auto";
+  bool quantize_head = false, no_graph = false;
+  std::int64_t prefill_chunk = 512;
+
+  /// Adds --model, --dtype, --quantize, --quantize-head, --kv-cache, --prefill-chunk and --no-graph.
+  void add_to(const Command& command);
+  /// "bf16, weights int8, cache fp8"
+  std::string describe() const;
+  inference::EngineOptions engine() const;
+};
+
+/// A UserError for a weight format that does not divide a layer, or for --quantize-head of a tied model.
+std::unique_ptr<models::Llama> decoder_model(const DecoderOptions& options, Device device);
+
+/// What a step must read of it: everything but a table that is only looked up in.
+double decoded_weight_bytes(models::Llama& model);
+
+std::vector<std::int32_t> random_prompt(std::int64_t length, std::int64_t vocabulary, std::uint64_t which);
+
+}  // namespace ridge
