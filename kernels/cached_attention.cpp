@@ -301,7 +301,8 @@ std::int64_t cached_attention_scratch(std::int64_t batch, std::int64_t queries, 
                                       std::int64_t kv_heads, std::int64_t head_dim) {
   // Several parts a block of rows: at most kGpuUnits of them a sequence, with sums, maximum and sum of
   // weights.
-  const std::int64_t rows = std::min<std::int64_t>(kGpuRows, heads / kv_heads * queries);
+  const std::int64_t all = heads / kv_heads * queries,
+                     rows = all < kGpuWideRows ? std::min<std::int64_t>(kGpuRows, all) : kGpuWideRows;
   return kGpuCounters + batch * kGpuUnits * rows * (head_dim + 2);
 }
 

@@ -112,7 +112,7 @@ struct WarpRows {
 template <class T, class K, int kE>
 __global__ void __launch_bounds__(kCachedThreads, 2) attend(const __grid_constant__ CachedParams<T> p) {
   extern __shared__ __align__(16) unsigned char memory[];
-  const CachedBlock<T> at(p);
+  const CachedBlock<T> at(p, kCachedRows);
   if (at.part >= at.parts) {
     if (at.parts == 0 && at.part == 0) write_zeros(at);
     return;
@@ -163,7 +163,7 @@ void run_any(const Stream& stream, const CachedParams<T>& p, KvFormat format, di
 template <class T>
 CachedParams<T> params_of(const View<const T>& q, const KvView& cache,
                           const View<const std::int32_t>& positions, const View<T>& o,
-                          const CachedAttentionOptions& options, const View<float>& scratch) {
+                          const CachedAttentionOptions& options, const View<float>& scratch, int most_rows) {
   using namespace cached_detail;
   constexpr double kLog2e = 1.4426950408889634;
   CachedParams<T> p{};
@@ -176,10 +176,10 @@ CachedParams<T> params_of(const View<const T>& q, const KvView& cache,
   p.window = static_cast<int>(std::min<std::int64_t>(options.window, kMostKeys));
   p.table = static_cast<int>(std::min(options.keys, cache.capacity));
   const std::int64_t groups = cache.kv_heads, all_rows = q.dim(1) * (q.dim(2) / groups),
-                     row_blocks = device::ceil_div(all_rows, kGpuRows);
+                     row_blocks = device::ceil_div(all_rows, most_rows);
   p.queries = static_cast<unsigned>(q.dim(1)), p.groups = static_cast<unsigned>(groups);
   p.share = static_cast<unsigned>(q.dim(2) / groups), p.row_blocks = static_cast<unsigned>(row_blocks);
-  p.rows = static_cast<int>(std::min<std::int64_t>(kGpuRows, all_rows));
+  p.rows = static_cast<int>(std::min<std::int64_t>(most_rows, all_rows));
   p.head_dim = static_cast<int>(q.dim(3));
   p.scale = static_cast<float>(options.scale * kLog2e);
   p.rule = gpu_cut(static_cast<std::int32_t>(std::min<std::int64_t>(groups * row_blocks, kGpuUnits)));
@@ -202,10 +202,17 @@ void cached_attention(Stream& stream, View<const T> q, const KvView& cache,
   check(q.dim(3) <= kMostDims, "cached_attention: head dims up to 256 on a GPU");
   check(q.dim(0) < 65536 && q.dim(1) * q.dim(2) < std::int64_t{1} << 24,
         "cached_attention: fewer than 65536 sequences and 2^24 query rows of each");
-  const CachedParams<T> p = params_of<T>(q, cache, positions, o, options, scratch);
+  const auto params = [&](int most_rows) {
+    return params_of<T>(q, cache, positions, o, options, scratch, most_rows);
+  };
+  const CachedParams<T> p = params(kCachedRows);
   const dim3 grid = cached_grid(p, q.dim(0));
   if constexpr (std::is_same_v<T, bf16>) {
-    if (launch_cached_mma(stream, p, cache.format, grid)) return;
+    if (cached_mma_takes(p, cache.format)) {
+      if (p.queries * p.share < kCachedWideRows) return launch_cached_mma(stream, p, cache.format, grid);
+      const CachedParams<T> wide = params(kCachedWideRows);
+      return launch_cached_wide(stream, wide, cache.format, cached_grid(wide, q.dim(0)));
+    }
   }
   run_any<T>(stream, p, cache.format, grid);
 }

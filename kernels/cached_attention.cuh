@@ -1,9 +1,9 @@
 // What the GPU's kernels of attention over a cache share: the operands, what a block takes, and how warps,
 // then parts of the keys, are joined in order.
 //
-// A block has up to 16 rows of one key-value head of a sequence, row r = query r / share and query head
-// g share + r % share, against one part of the keys, which its warps take in turns. B sequences, T queries, H
-// query heads, G key-value heads, D head dim.
+// A block has up to 16 rows (64 of a prompt) of one key-value head of a sequence, row r = query r / share and
+// query head g share + r % share, against one part of the keys, which its warps take in turns. B sequences, T
+// queries, H query heads, G key-value heads, D head dim.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,8 @@ namespace ridge::kernels::cuda {
 
 inline constexpr int kCachedWarps = 4;  // that read different keys
 inline constexpr int kCachedThreads = 32 * kCachedWarps;
-inline constexpr int kCachedRows = static_cast<int>(cached_detail::kGpuRows);
+inline constexpr int kCachedRows = cached_detail::kGpuRows;
+inline constexpr int kCachedWideRows = cached_detail::kGpuWideRows;
 
 template <class T>
 struct CachedParams {
@@ -64,13 +65,13 @@ struct CachedBlock {
     return p.queries == 1 ? 0 : (first_row + static_cast<unsigned>(r)) / p.share;
   }
 
-  explicit __device__ CachedBlock(const CachedParams<T>& params) : p(params), b(blockIdx.y) {
+  __device__ CachedBlock(const CachedParams<T>& params, int most_rows) : p(params), b(blockIdx.y) {
     const unsigned rest = blockIdx.x / p.groups;
     g = blockIdx.x - rest * p.groups;  // neighbours read keys that lie side by side
     part = static_cast<int>(p.row_blocks == 1 ? rest : rest / p.row_blocks);
     const unsigned rb = rest - static_cast<unsigned>(part) * p.row_blocks;
-    first_row = rb * kCachedRows;
-    rows = static_cast<int>(min(p.queries * p.share - first_row, static_cast<unsigned>(kCachedRows)));
+    first_row = rb * static_cast<unsigned>(most_rows);
+    rows = static_cast<int>(min(p.queries * p.share - first_row, static_cast<unsigned>(most_rows)));
     block = (static_cast<std::int64_t>(b) * p.row_blocks + rb) * p.groups + g;
     span = {cached_detail::kMostKeys, 0};
     for (unsigned t = query_of(0); t <= query_of(rows - 1); ++t) {
@@ -232,8 +233,11 @@ dim3 cached_grid(const CachedParams<T>& p, std::int64_t batch) {
   return {parts * p.groups * p.row_blocks, static_cast<unsigned>(batch), 1};
 }
 
-/// On tensor cores: bf16 queries, D 64 or 128, a cache of 8 or 16 bits, q in pairs. Whether it took them
-/// (cached_attention_mma.cu).
-bool launch_cached_mma(const Stream& stream, const CachedParams<bf16>& params, KvFormat format, dim3 grid);
+/// On tensor cores: bf16 queries in pairs, D 64 or 128, a cache of 8 or 16 bits.
+bool cached_mma_takes(const CachedParams<bf16>& params, KvFormat format);
+/// Up to kCachedRows rows a block (cached_attention_mma.cu).
+void launch_cached_mma(const Stream& stream, const CachedParams<bf16>& params, KvFormat format, dim3 grid);
+/// Up to kCachedWideRows rows a block (cached_attention_wide.cu).
+void launch_cached_wide(const Stream& stream, const CachedParams<bf16>& params, KvFormat format, dim3 grid);
 
 }  // namespace ridge::kernels::cuda

@@ -19,6 +19,7 @@ inline constexpr CutRule kCpuCut{16, 256};
 
 inline constexpr std::int32_t kGpuUnits = 264;         // two blocks on each of an H200's multiprocessors
 inline constexpr std::int32_t kGpuRows = 16;           // query rows of a key-value head that a block takes
+inline constexpr std::int32_t kGpuWideRows = 64;       // the same where a sequence has as many and more
 inline constexpr std::int32_t kGpuCounters = 1 << 16;  // at the head of the scratch
 /// A GPU's parts where a sequence has `blocks` blocks of rows, of all key-value heads together.
 constexpr CutRule gpu_cut(std::int32_t blocks) { return {blocks < kGpuUnits ? kGpuUnits / blocks : 1, 64}; }
