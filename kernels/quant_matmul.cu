@@ -32,6 +32,19 @@ void visit_int4(const QuantView& w, const F& f) {
   }
 }
 
+// Two blocks at a time where both have a scale at an even place.
+template <class F>
+void visit_flat(const QuantView& w, const F& f) {
+  const auto address = reinterpret_cast<std::uintptr_t>(w.format.double_quant ? w.scale_codes : w.scales);
+  const bool even =
+      w.cols % (2 * kFlatBlock) == 0 && address % 8 == 0 && w.first_block % 2 == 0 && w.row_blocks % 2 == 0;
+  if (w.format.double_quant) {
+    even ? f(FlatCodes<true, 2>()) : f(FlatCodes<true, 1>());
+  } else {
+    even ? f(FlatCodes<false, 2>()) : f(FlatCodes<false, 1>());
+  }
+}
+
 /// Calls f(Format()) for the kernels' name of a format; false where there is none.
 template <class F>
 bool visit_mma_format(const QuantView& w, const F& f) {
@@ -39,7 +52,7 @@ bool visit_mma_format(const QuantView& w, const F& f) {
   const std::int64_t group = format.group;
   if (format.codes == Codes::int8) return f(ByteCodes<false>()), true;
   if (format.codes == Codes::fp8) return f(ByteCodes<true>()), true;
-  if (format.flat()) return format.double_quant ? f(FlatCodes<true>()) : f(FlatCodes<false>()), true;
+  if (format.flat()) return visit_flat(w, f), true;
   if (!std::has_single_bit(static_cast<std::uint64_t>(group)) || group < 32) return false;
   if (group == 32) return visit_int4<1>(w, f), true;
   if (group == 64) return visit_int4<2>(w, f), true;
@@ -91,7 +104,7 @@ MmaParams params_of(const QuantView& w) {
   p.row_bytes = w.row_bytes();
   p.rows = static_cast<int>(w.rows);
   p.columns = static_cast<int>(w.cols);
-  p.units = static_cast<int>(device::ceil_div(w.cols, Format::Layout::kColumns));
+  p.units = static_cast<int>(device::ceil_div(w.cols, Format::kTogether * Format::Layout::kColumns));
   p.scale = scales_of(w, Format::Layout::kColumns);
   const auto values = w.format.codes == Codes::nf4 ? nf4_values() : fp4_values();
   for (std::size_t i = 0; i < values.size(); ++i) p.values[i] = bf16(values[i]).bits;
@@ -104,7 +117,8 @@ int cluster_for(int m, int units) {
   int fits = 0;
   for (const int cluster : {8, 4, 2, 1}) {
     if (mma_shared_bytes<Format>(m, units, cluster) > kSharedBytes) break;
-    const std::int64_t x = std::int64_t{2} * m * device::ceil_div(units, cluster) * Format::Layout::kColumns;
+    const std::int64_t columns = Format::kTogether * Format::Layout::kColumns;
+    const std::int64_t x = 2 * m * device::ceil_div(units, cluster) * columns;
     if (fits != 0 && x > kXBytes) break;
     fits = cluster;
   }

@@ -44,19 +44,22 @@ __device__ __forceinline__ void read_codes(const std::uint8_t* from, std::uint32
   }
 }
 
-/// What a lane has read of one unit, of rows lane / 4 and lane / 4 + 8.
+/// What a lane has read of kTogether units, of rows lane / 4 and lane / 4 + 8.
 template <class Format>
 struct UnitRegisters {
-  std::uint32_t codes[2][Format::Layout::kWords];
-  std::uint32_t scale[2];  // its bits; nested formats: the second level's
-  std::uint32_t extra[2];  // the zero point, or the scale's code
+  static constexpr int kTogether = Format::kTogether;
+  std::uint32_t codes[kTogether][2][Format::Layout::kWords];
+  std::uint32_t scale[2][Format::kNested ? 1 : kTogether];  // its bits; nested formats: the second level's
+  std::uint32_t extra[2];  // the zero point, or the scales' codes, a byte each
 
-  __device__ __forceinline__ float scale_of(std::uint32_t map, float offset, int h) const {
+  __device__ __forceinline__ float scale_of(std::uint32_t map, float offset, int unit, int h) const {
     if constexpr (Format::kNested) {  // two roundings, as elsewhere
-      const float part = __uint_as_float(device::load_shared(map + 4 * extra[h]));
-      return __fadd_rn(__fmul_rn(part, __uint_as_float(scale[h])), offset);
+      const std::uint32_t code = unit == 0 ? extra[h] & 0xFFu : extra[h] >> 8;
+      const float part = __uint_as_float(device::load_shared(map + 4 * code));
+      return __fadd_rn(__fmul_rn(part, __uint_as_float(scale[h][0])), offset);
+    } else {
+      return __uint_as_float(Format::kNarrow ? scale[h][unit] << 16 : scale[h][unit]);
     }
-    return __uint_as_float(Format::kNarrow ? scale[h] << 16 : scale[h]);
   }
   /// What the decoder's values are above the weights.
   __device__ __forceinline__ float bias_of(int h) const {
@@ -116,29 +119,43 @@ struct UnitReader {
       if constexpr (Format::kNested) block[h] += rows * static_cast<int>(p.scale.row_blocks);
     }
   }
-  /// The next unit, if there is one.
+  /// The next units, if there are some.
   __device__ __forceinline__ void read(UnitRegisters<Format>& to) {
     if (tile >= p.tiles) return;
-    const int group = unit >> p.scale.unit_shift;
+    constexpr int kTogether = Format::kTogether;
+    const int first = unit * kTogether, group = first >> p.scale.unit_shift;
     // Beyond the last column x is 0: any codes of the row will do.
-    const bool outside = Layout::kBits == 8 && unit * Layout::kColumns + Layout::column(q, 0) >= p.columns;
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-      read_codes(codes[h] + (unit * Layout::kBytes - (outside ? q * kRunBytes : 0)), to.codes[h]);
+    const bool outside = Layout::kBits == 8 && first * Layout::kColumns + Layout::column(q, 0) >= p.columns;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const char* from = scale[h] + group * kScaleBytes;
-      if constexpr (Format::kNested) {
-        to.scale[h] = __float_as_uint(__ldg(p.scale.nested + static_cast<unsigned>(block[h] + group) /
-                                                                 static_cast<unsigned>(kNestedBlock)));
-      } else if constexpr (Format::kNarrow) {
-        to.scale[h] = __ldg(reinterpret_cast<const std::uint16_t*>(from));
-      } else {
-        to.scale[h] = __ldg(reinterpret_cast<const std::uint32_t*>(from));
-      }
-      if constexpr (Format::kNested || Format::kHasZeros) to.extra[h] = __ldg(extra[h] + group);
+      const std::uint8_t* from = codes[h] + (first * Layout::kBytes - (outside ? q * kRunBytes : 0));
+#pragma unroll
+      for (int u = 0; u < kTogether; ++u) read_codes(from + u * Layout::kBytes, to.codes[u][h]);
     }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) read_scale(to, group, h);
     if (++unit == end) enter_next();
+  }
+  __device__ __forceinline__ void read_scale(UnitRegisters<Format>& to, int group, int h) const {
+    const char* from = scale[h] + group * kScaleBytes;
+    if constexpr (Format::kNested) {
+      const auto whole = static_cast<unsigned>(block[h] + group) / static_cast<unsigned>(kNestedBlock);
+      to.scale[h][0] = __float_as_uint(__ldg(p.scale.nested + whole));
+      if constexpr (Format::kTogether == 2) {  // of one nested block: both numbers are even
+        to.extra[h] = __ldg(reinterpret_cast<const std::uint16_t*>(extra[h] + group));
+      } else {
+        to.extra[h] = __ldg(extra[h] + group);
+      }
+    } else if constexpr (Format::kTogether == 2) {
+      const uint2 both = __ldg(reinterpret_cast<const uint2*>(from));
+      to.scale[h][0] = both.x;
+      to.scale[h][1] = both.y;
+    } else if constexpr (Format::kNarrow) {
+      to.scale[h][0] = __ldg(reinterpret_cast<const std::uint16_t*>(from));
+    } else {
+      to.scale[h][0] = __ldg(reinterpret_cast<const std::uint32_t*>(from));
+    }
+    if constexpr (Format::kHasZeros) to.extra[h] = __ldg(extra[h] + group);
   }
 };
 
@@ -157,8 +174,8 @@ struct MmaBlock {
   __device__ __forceinline__ MmaBlock(const MmaParams& params, const MmaShared& places, char* shared, int r)
       : p(params), at(places), memory(shared), rank(r), offset(0) {
     const int parts = kParts / p.cluster;
-    begin = first_unit(rank * parts, p.units);
-    end = first_unit((rank + 1) * parts, p.units);
+    begin = first_unit(rank * parts, p.units) * Format::kTogether;
+    end = first_unit((rank + 1) * parts, p.units) * Format::kTogether;
     x_bytes = x_row_bytes((end - begin) * Layout::kColumns);
   }
 
@@ -295,11 +312,16 @@ struct MmaWarp {
 
   // `unit` counts from the block's first.
   __device__ __forceinline__ void multiply(const UnitRegisters<Format>& in, int unit) {
+#pragma unroll
+    for (int u = 0; u < Format::kTogether; ++u) multiply(in, u, unit + u);
+  }
+  __device__ __forceinline__ void multiply(const UnitRegisters<Format>& in, int u, int unit) {
+    const auto& codes = in.codes[u];
     const auto x = static_cast<std::uint32_t>(unit * (2 * Layout::kColumns));
     float sum[kNT][4] = {};
 #pragma unroll
     for (int e = 0; e < Layout::kEights; ++e) {
-      const Eight low = Format::decode(in.codes[0], e, column), high = Format::decode(in.codes[1], e, column);
+      const Eight low = Format::decode(codes[0], e, column), high = Format::decode(codes[1], e, column);
 #pragma unroll
       for (int n = 0; n < kNT; ++n) {
         const uint4 b = load_eight(x_row[n] + x + 16 * Layout::place_of(0, e));
@@ -310,19 +332,20 @@ struct MmaWarp {
     if constexpr (Format::kHasNan) {
 #pragma unroll
       for (int w = 0; w < Layout::kWords; ++w) {
-        nan[0] |= nan_e4m3(in.codes[0][w]);
-        nan[1] |= nan_e4m3(in.codes[1][w]);
+        nan[0] |= nan_e4m3(codes[0][w]);
+        nan[1] |= nan_e4m3(codes[1][w]);
       }
     }
-    add(in, unit, sum);
+    add(in, u, unit, sum);
   }
 
   // total += scale (sum - bias times the unit's sum of x)
-  __device__ __forceinline__ void add(const UnitRegisters<Format>& in, int unit, const float (&sum)[kNT][4]) {
+  __device__ __forceinline__ void add(const UnitRegisters<Format>& in, int u, int unit,
+                                      const float (&sum)[kNT][4]) {
     float scale[2], bias[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      scale[h] = in.scale_of(map, block.offset, h);
+      scale[h] = in.scale_of(map, block.offset, u, h);
       bias[h] = in.bias_of(h);
     }
 #pragma unroll
@@ -402,7 +425,8 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
   block.wait();
 
   MmaWarp<Format, kNT> sums(block, lane);
-  const int begin = reader.begin - block.begin, end = reader.end - block.begin;
+  const int begin = reader.begin * Format::kTogether - block.begin;
+  const int end = reader.end * Format::kTogether - block.begin;
   constexpr int kBuffer = kParts * 8 * kNT * kSumPitch * 4;  // bytes
   auto part = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory) + at.partials) +
               static_cast<std::uint32_t>(place.part) * (kBuffer / kParts);
@@ -416,7 +440,8 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
       if (done || s < next) continue;
       sums.multiply(slots[s], unit);
       reader.read(slots[s]);
-      if (++unit < end) continue;
+      unit += Format::kTogether;
+      if (unit < end) continue;
       done = true;
       next = s + 1;
     }

@@ -1,6 +1,6 @@
 // Few rows of x in bf16 times codes, on tensor cores: what the kernels are told.
 //
-// Shapes: x [M, K], w [N, K], y [M, N]; U units of columns.
+// Shapes: x [M, K], w [N, K], y [M, N]; U times kTogether units of columns.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -54,7 +54,7 @@ struct MmaShared {
   static MmaShared of(int m, int units, int cluster) {
     constexpr int kPartials = 2 * kParts * 8 * kNT * kSumPitch * 4, kMap = Format::kNested ? 256 * 4 : 0;
     constexpr bool kBelow = Format::kTable && kMap + kPartials <= device::kBeforePairTable;
-    const int most = static_cast<int>(device::ceil_div(units, cluster));
+    const int most = static_cast<int>(device::ceil_div(units, cluster)) * Format::kTogether;
     MmaShared s{};
     s.x = Format::kTable ? 2 * device::kPairTableBytes : 0;
     s.sums = s.x + m * x_row_bytes(most * Format::Layout::kColumns);

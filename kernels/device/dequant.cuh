@@ -38,15 +38,15 @@ __device__ __forceinline__ std::uint32_t load_shared(std::uint32_t address) {
   return word;
 }
 
-// Of each kind of codes: Layout, the order of pairs, kAhead (units that a warp reads before it needs them)
-// and the decoder of eight number `e` of a run.
+// Of each kind of codes: Layout, the order of pairs, kTogether (units that are read as one), kAhead (how many
+// times that many a warp reads before it needs them) and the decoder of eight number `e` of a run.
 
 /// Decodes to q + kInt4Bias. kZeros: groups have zero points; kBf16: their scales are bf16.
 template <int kWords, bool kZeros, bool kBf16>
 struct Int4Codes {
   using Layout = UnitLayout<4, kWords>;
   static constexpr PairOrder kOrder = PairOrder::word;
-  static constexpr int kAhead = kWords == 4 ? 4 : (kZeros ? 6 : 8);
+  static constexpr int kTogether = 1, kAhead = kWords == 4 ? 4 : (kZeros ? 6 : 8);
   static constexpr bool kBiased = true, kHasZeros = kZeros, kNarrow = kBf16, kTable = false, kNested = false,
                         kHasNan = false;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[kWords], int e, std::uint32_t) {
@@ -58,7 +58,7 @@ template <bool kFloat>
 struct ByteCodes {
   using Layout = UnitLayout<8, 4>;
   static constexpr PairOrder kOrder = PairOrder::bytes;
-  static constexpr int kAhead = 4;
+  static constexpr int kTogether = 1, kAhead = 4;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = false, kNested = false,
                         kHasNan = kFloat;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[4], int e, std::uint32_t) {
@@ -87,11 +87,11 @@ __device__ __forceinline__ std::uint32_t pair_table(std::uint32_t memory) {
 
 /// nf4 and fp4: pairs from a table [byte, lane], where each lane has a bank of its own. `column` is the
 /// address of the lane's: no bit of it is one of a row's offset.
-template <bool kDouble>
+template <bool kDouble, int kUnitsTogether>
 struct FlatCodes {
   using Layout = UnitLayout<4, 2>;
   static constexpr PairOrder kOrder = PairOrder::plain;
-  static constexpr int kAhead = kDouble ? 6 : 8;
+  static constexpr int kTogether = kUnitsTogether, kAhead = kTogether == 2 ? 4 : 6;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = true, kNested = kDouble,
                         kHasNan = false;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[2], int e, std::uint32_t column) {
