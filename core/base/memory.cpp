@@ -311,7 +311,9 @@ PurposeScope::~PurposeScope() { current_purpose() = before_; }
 
 Storage::Storage(Device device, std::int64_t bytes)
     : bytes_(block_size(bytes)), device_(device), purpose_(current_purpose()) {
-  data_ = pool_of(device).take(bytes_, purpose_);
+  RecordedMemory* recorded = RecordedMemory::current(device);
+  data_ = recorded != nullptr ? recorded->reuse(bytes_, purpose_) : nullptr;
+  if (data_ == nullptr) data_ = pool_of(device).take(bytes_, purpose_);
 }
 
 Storage::Storage(void* data, std::int64_t bytes, std::shared_ptr<const void> owner)

@@ -98,6 +98,60 @@ TEST(Sampling, TopPIsTheSmallestSetThatReachesIt) {
   EXPECT_EQ(support(logits, {.temperature = 1, .top_k = 2, .top_p = 0.63}), (std::set<int>{1, 3}));
 }
 
+TEST(Sampling, MinPIsAShareOfTheMostLikely) {
+  const std::vector<float> logits = logits_of({0.15, 0.5, 0.05, 0.3});
+  const std::map<double, std::set<int>> cases{
+      {0, {0, 1, 2, 3}}, {0.09, {0, 1, 2, 3}}, {0.11, {0, 1, 3}}, {0.29, {0, 1, 3}},
+      {0.31, {1, 3}},    {0.59, {1, 3}},       {0.61, {1}},       {1, {1}}};
+  for (const auto& [min_p, ids] : cases)
+    EXPECT_EQ(support(logits, {.temperature = 1, .min_p = min_p}), ids) << min_p;
+  const std::vector<int> seen = counts(logits, {.temperature = 1, .seed = 2, .min_p = 0.4}, kDraws);
+  EXPECT_LT(chi_square(seen, {0, 0.625, 0, 0.375}, kDraws), kLimit);
+  EXPECT_EQ(support(logits, {.temperature = 2, .min_p = 0.4}), (std::set<int>{0, 1, 3}))
+      << "after the temperature";
+  EXPECT_EQ(support(logits, {.temperature = 1, .top_p = 0.4, .min_p = 0.1}), (std::set<int>{1}))
+      << "both hold";
+}
+
+TEST(Sampling, ThePenaltyActsOnWhatWasSeen) {
+  const std::vector<float> logits{2, -1, 3, 0, 1};
+  const auto seen = seen_words(std::vector<std::int32_t>{2, 2, 1}, 5);
+  EXPECT_EQ(sample(logits, {.repetition_penalty = 1.4}, 0, seen), 2) << "3 / 1.4 is more than 2";
+  EXPECT_EQ(sample(logits, {.repetition_penalty = 1.6}, 0, seen), 0);
+  EXPECT_EQ(sample(logits, {.repetition_penalty = 1.6}, 0), 2) << "nothing was seen";
+  EXPECT_EQ(sample(std::vector<float>{-1, -1.5}, {.repetition_penalty = 2}, 0,
+                   seen_words(std::vector<std::int32_t>{0}, 2)),
+            1)
+      << "-1 becomes -2";
+  EXPECT_EQ(sample(std::vector<float>{-3, -1}, {.repetition_penalty = 0.25}, 0,
+                   seen_words(std::vector<std::int32_t>{0}, 2)),
+            0)
+      << "below 1 it rewards";
+  std::vector<float> far(70, 0.0f);
+  far[69] = 5;
+  const std::vector<int> drawn = [&] {
+    std::vector<int> n(70);
+    for (std::uint64_t step = 0; step < 40000; ++step)
+      ++n[static_cast<std::size_t>(sample(far, {.temperature = 1, .seed = 1, .repetition_penalty = 5}, step,
+                                          seen_words(std::vector<std::int32_t>{69}, 70)))];
+    return n;
+  }();
+  const double e = std::exp(1.0);
+  EXPECT_NEAR(drawn[69] / 40000.0, e / (e + 69), 4 * std::sqrt(e / (e + 69) / 40000));
+}
+
+TEST(Sampling, OptionsWithoutAMeaningAreRefused) {
+  const double nan = std::nan("");
+  for (const SamplingOptions& bad :
+       {SamplingOptions{.temperature = -0.1}, SamplingOptions{.temperature = nan},
+        SamplingOptions{.top_k = -1}, SamplingOptions{.top_p = 0}, SamplingOptions{.top_p = 1.1},
+        SamplingOptions{.top_p = nan}, SamplingOptions{.min_p = -0.1}, SamplingOptions{.min_p = 1.1},
+        SamplingOptions{.min_p = nan}, SamplingOptions{.repetition_penalty = 0},
+        SamplingOptions{.repetition_penalty = -1}, SamplingOptions{.repetition_penalty = nan}})
+    EXPECT_THROW(check_sampling(bad), UserError);
+  check_sampling({.temperature = 2, .top_k = 3, .top_p = 1, .min_p = 1, .repetition_penalty = 0.5});
+}
+
 TEST(Sampling, SeedAndStepDecide) {
   const std::vector<float> logits(50, 0.0f);
   std::set<int> by_step, by_seed;
