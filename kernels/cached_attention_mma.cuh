@@ -1,8 +1,7 @@
-// Attention over a cache of 8 or 16 bits on tensor cores: the few rows of a key-value head fill a 16-row
-// operand, so that arithmetic hides behind the reads. Each warp has a ring of tiles in shared memory that it
-// alone fills and drains; codes become bf16, exactly, on their way to the tensor cores, and scales meet
-// scores and weights.
-#include "core/base/cuda_check.h"
+// Rows against keys and values of 8 or 16 bits on tensor cores. Tiles of a cache lie in a ring in shared
+// memory; codes become bf16, exactly, on their way to the tensor cores, and scales meet scores and weights.
+#pragma once
+
 #include "kernels/attention_mma.cuh"
 #include "kernels/cached_attention.cuh"
 
