@@ -254,7 +254,7 @@ struct MmaBlock {
 
   // Adds up the parts of this block's tile. `turn` spreads the work over the warps.
   __device__ void write(int tile, unsigned turn) const {
-    const float* partial = partials(turn % 2);
+    const float* partial = partials(turn % kSumBuffers<kNT>);
     const int first = (tile * p.cluster + rank) * kTileRows;
     const unsigned thread = (threadIdx.x - 32 * turn) % kMmaThreads;
     for (unsigned i = thread; i < kTileRows * static_cast<unsigned>(p.m); i += kMmaThreads) {
@@ -448,9 +448,10 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
     if (next == kAhead || !done) next = 0;
     if (!done) continue;
     sums.poison();
-    sums.send(part + static_cast<std::uint32_t>(turn % 2 * kBuffer));
+    sums.send(part + turn % kSumBuffers<kNT> * static_cast<std::uint32_t>(kBuffer));
     block.wait();
     block.write(tile, turn);
+    if constexpr (kSumBuffers<kNT> == 1) block.wait();
     sums.clear();
     unit = begin;
     tile += step;

@@ -14,6 +14,9 @@
 namespace ridge::kernels::cuda {
 
 inline constexpr int kMmaThreads = 32 * kQuantWarps;
+/// Of a tile's sums: with two, a tile is added up while the next one is multiplied.
+template <int kNT>
+inline constexpr int kSumBuffers = kNT <= 2 ? 2 : 1;
 inline constexpr int kSumPitch = 20;  // floats from column to column of a tile's sums: no two in a bank
 
 /// What a kernel needs of the format's scales. The scale of (row, unit) is number
@@ -52,7 +55,8 @@ struct MmaShared {
 
   template <class Format, int kNT>
   static MmaShared of(int m, int units, int cluster) {
-    constexpr int kPartials = 2 * kParts * 8 * kNT * kSumPitch * 4, kMap = Format::kNested ? 256 * 4 : 0;
+    constexpr int kPartials = kSumBuffers<kNT> * kParts * 8 * kNT * kSumPitch * 4,
+                  kMap = Format::kNested ? 256 * 4 : 0;
     constexpr bool kBelow = Format::kTable && kMap + kPartials <= device::kBeforePairTable;
     const int most = static_cast<int>(device::ceil_div(units, cluster)) * Format::kTogether;
     MmaShared s{};
