@@ -47,14 +47,14 @@ DecodeModel::DecodeModel(models::Llama& model, std::int64_t rows, std::int64_t s
 
 void DecodeModel::find_layers() {
   const models::ModelConfig& c = model_.config();
-  std::map<std::string, const nn::Linear*> linears;
+  std::map<std::string, nn::Linear*> linears;
   for (const nn::LinearSlot& slot : model_.linears()) linears[slot.path] = slot.slot->get();
   std::map<std::string, Tensor> values;
   for (const nn::Parameter& p : model_.parameters()) values[p.name] = p.value->detached();
   for (std::int64_t l = 0; l < c.layers; ++l) {
     const std::string path = fmt::format("model.layers.{}.", l);
     const auto linear = [&](const char* name) { return linears.at(path + name); };
-    const nn::Linear *q = linear("self_attn.q_proj"), *k = linear("self_attn.k_proj");
+    nn::Linear *q = linear("self_attn.q_proj"), *k = linear("self_attn.k_proj");
     layers_.push_back({values.at(path + "input_layernorm.weight"),
                        values.at(path + "post_attention_layernorm.weight"),
                        Product({q, k, linear("self_attn.v_proj")}), Product({linear("self_attn.o_proj")}),
@@ -66,7 +66,7 @@ void DecodeModel::find_layers() {
   norm_ = values.at("model.norm.weight");
   const nn::Embedding& table = *model_.embedding_slot();
   whole_table_ = typeid(table) == typeid(nn::Embedding);
-  const nn::Linear& head = *model_.head_slot();
+  nn::Linear& head = *model_.head_slot();
   head_ = typeid(head) == typeid(nn::TiedLinear) ? Product(table.table().detached()) : Product({&head});
   cache_shape_ = {c.layers, 1, heads_.kv_heads, heads_.head_dim, kv_format_of(model_.dtype())};
 }

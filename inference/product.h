@@ -1,6 +1,7 @@
 // Linear layers of one input, as decoding runs them.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "core/nn/linear.h"
@@ -13,8 +14,8 @@ namespace ridge::inference {
 class Product {
  public:
   Product() = default;
-  /// They must outlive it, in their places.
-  explicit Product(std::vector<const nn::Linear*> layers);
+  /// They must outlive it, in their places. Quantized weights may be laid side by side in memory.
+  explicit Product(std::vector<nn::Linear*> layers);
   /// An output layer that is the embedding's table.
   explicit Product(const Tensor& table_VC);
 
@@ -29,7 +30,7 @@ class Product {
   // A weight of one or more layers, dense or quantized.
   struct Part {
     Tensor weight_NK;
-    const QuantizedWeight* quantized = nullptr;
+    std::optional<QuantizedWeight> quantized = std::nullopt;
     std::int64_t column = 0, columns = 0;
   };
   struct Bias {
@@ -37,7 +38,8 @@ class Product {
     std::int64_t column = 0;
   };
   void add_part(const nn::Linear& layer, std::int64_t column);
-  void join();
+  void join_dense();
+  void join_quantized(const std::vector<nn::Linear*>& layers);
   bool takes(std::int64_t rows, Device device) const;
   void multiply(const Tensor& x_RK, const Tensor& room_RN) const;
 

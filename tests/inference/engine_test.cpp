@@ -209,6 +209,7 @@ TEST_P(EngineFormats, QuantizedWeightsAreThePlainPaths) {
   const Case c = five(*model);
   c.expect(*model, {});
   c.expect(*model, {.slots = 5, .prefill_chunk = 7});
+  EXPECT_EQ(five(*model).wanted, c.wanted) << "the layers are as they were";
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, EngineFormats,
