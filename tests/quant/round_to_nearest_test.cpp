@@ -39,9 +39,9 @@ struct Case {
   bool tied, head;
 };
 
-class RoundTrip : public testing::TestWithParam<Case> {};
+class WrittenFolder : public testing::TestWithParam<Case> {};
 
-TEST_P(RoundTrip, ReadsWhatWasWritten) {
+TEST_P(WrittenFolder, IsReadAsItWasMade) {
   const auto [name, dtype, tied, head] = GetParam();
   const kernels::WeightFormat format = kernels::parse_weight_format(name);
   const TemporaryFolder folder;
@@ -76,7 +76,7 @@ TEST_P(RoundTrip, ReadsWhatWasWritten) {
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Formats, RoundTrip,
+    Formats, WrittenFolder,
     testing::Values(Case{"int8", DType::f32, false, false}, Case{"fp8", DType::f32, true, true},
                     Case{"fp8-block", DType::bf16, false, true}, Case{"nf4", DType::f32, false, true},
                     Case{"nf4-dq", DType::bf16, false, false}, Case{"nf4-dq", DType::f32, true, false},

@@ -1,7 +1,7 @@
 """Writes OUT/<name>: folders as bitsandbytes and compressed-tensors quantize the trained model of ../shared, for `ridge` to read.
 
   make_quantized.py OUT
-  make_quantized.py            writes tests/data/models/quantized/<name> and tests/data/expected/logits_quantized_<name>.safetensors, of
+  make_quantized.py            writes tests/data/models/quantized/<name> and tests/data/expected/quantized/<name>.safetensors, of
                                a tiny random model
 Needs bitsandbytes and compressed-tensors beside what README.md lists. The feed-forward width is padded with zeros from 172 to 192,
 which changes no output, so that groups of 32 and 64 divide it. OUT/dense is that model in f32, OUT/dense_bf16 in bf16. Logits of the
@@ -155,7 +155,7 @@ def write_tests():
         for name in TESTED:
             folder = MODELS / "quantized" / name
             write_folder(folder, name, base)
-            save_tensors(EXPECTED / f"logits_quantized_{name}.safetensors", {"ids": ids, "logits": logits_of_folder(folder, ids)}, __file__)
+            save_tensors(EXPECTED / "quantized" / f"{name}.safetensors", {"ids": ids, "logits": logits_of_folder(folder, ids)}, __file__)
             for file in folder.iterdir():
                 if file.name not in ("config.json", "model.safetensors"):
                     file.unlink()

@@ -94,7 +94,7 @@ TEST_P(TheirFolders, GiveTheirLogits) {
   const auto [name, format] = GetParam();
   const std::string folder = data_path("models/quantized/" + std::string(name));
   const SafetensorsFile expected =
-      SafetensorsFile::open(data_path("expected/logits_quantized_" + std::string(name) + ".safetensors"));
+      SafetensorsFile::open(data_path("expected/quantized/" + std::string(name) + ".safetensors"));
   const autograd::NoGradScope no_grad;
   for (const bool dequantize : {false, true}) {
     QuantizeOnLoad how;
