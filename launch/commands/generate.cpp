@@ -7,6 +7,7 @@
 #include "inference/engine.h"
 #include "launch/context.h"
 #include "launch/model_options.h"
+#include "launch/rank_model.h"
 #include "launch/reply_text.h"
 
 namespace ridge {
@@ -22,6 +23,7 @@ struct Options {
   inference::GenerateOptions generate;
   inference::EngineOptions engine;
   std::vector<std::string> stops;
+  std::int64_t tp = 1;
   bool ignore_eos = false, reference = false, stream = false;
 };
 
@@ -41,6 +43,9 @@ void check_options(const Options& options, bool one, bool many) {
   require(options.engine.slots >= 1, "--batch is {}: give at least 1", options.engine.slots);
   require(options.engine.prefill_chunk >= 1, "--prefill-chunk is {}: give at least 1",
           options.engine.prefill_chunk);
+  require(options.tp >= 1, "--tp is {}: give at least 1", options.tp);
+  require(options.tp == 1 || !options.reference, "--reference runs on one rank: --tp {} has no meaning",
+          options.tp);
   require(!options.stream || !many,
           "--stream: texts of --prompts grow side by side, none of them can be shown as it comes");
   require(!options.reference || options.kv_cache == "auto",
@@ -147,9 +152,11 @@ void run(Options& options, bool one, bool many, Context& context) {
   std::vector<Reply> replies;
   for (const std::string& prompt : prompts_of(options))
     replies.push_back({prompt, tokenizer.encode(prompt, true), ReplyText(tokenizer, options.stops)});
-  const auto model = load(options.model, context);
+  RankModel over_ranks;
+  if (options.tp != 1) over_ranks = load_over_ranks(options.model, options.tp, context);
+  const auto model = options.tp != 1 ? std::move(over_ranks.model) : load(options.model, context);
   for (const Reply& reply : replies) check_ids(reply.ids, model->config(), many ? "--prompts" : "--prompt");
-  if (!context.is_root()) return;
+  if (options.tp == 1 && !context.is_root()) return;
   options.generate.vocabulary = tokenizer.vocab_size();
   if (!options.ignore_eos) options.generate.stop_ids = model->config().eos_ids;
   const Screen screen(options, context);
@@ -183,6 +190,7 @@ void add_options(const Command& command, Options& options) {
                  "Of keys and values: auto (the model's dtype), f32, bf16, fp8 or int8");
   command.option("--batch", options.engine.slots, "Texts of --prompts at once");
   command.option("--prefill-chunk", options.engine.prefill_chunk, "Tokens of a prompt in one pass");
+  command.option("--tp", options.tp, "Ranks that share the model, under mpirun");
   command.flag("--reference", options.reference, "The plain path, one text after the other");
 }
 

@@ -88,6 +88,16 @@ TEST_F(GenerateCommand, ACacheOfEightBitsTellsAStory) {
   }
 }
 
+TEST_F(GenerateCommand, RanksShareTheModel) {
+  const Json wanted = json_of(prompt_);
+  const Outcome shared =
+      must_run(words(prompt_and({"--tp", "2", "--json", "--device", "cpu"})), {.ranks = 2});
+  EXPECT_EQ(Json::parse(shared.out, nullptr, false).at("ids"), wanted.at("ids"));
+  expect_user_error(run_ridge(words(prompt_and({"--tp", "2"}))), {"--tp 2", "1 were started"});
+  expect_user_error(run_ridge(words(prompt_and({"--tp", "0"}))), {"--tp is 0"});
+  expect_user_error(run_ridge(words(prompt_and({"--tp", "2", "--reference"}))), {"--reference", "--tp 2"});
+}
+
 TEST_F(GenerateCommand, MistakesAreSaid) {
   const auto refused = [&](const Arguments& more, const std::vector<std::string>& parts) {
     expect_user_error(run_ridge(words(more)), parts);
