@@ -117,11 +117,12 @@ void DecodeModel::reach(std::int64_t capacity) {
 }
 
 Tensor DecodeModel::run(const Tensor& ids_R, const Tensor& positions_BT, const Cache& cache,
-                        std::int64_t first, bool want_logits) {
+                        std::int64_t first, bool want_logits, std::int64_t keys) {
   check(cos_.defined() && cos_.dim(0) >= cache.capacity(), "rotary tables reach the cache's end");
   const autograd::NoGradScope no_grad;
-  if (model_.dtype() == DType::bf16) return run_as<bf16>(ids_R, positions_BT, cache, first, want_logits);
-  return run_as<float>(ids_R, positions_BT, cache, first, want_logits);
+  if (model_.dtype() == DType::bf16)
+    return run_as<bf16>(ids_R, positions_BT, cache, first, want_logits, keys);
+  return run_as<float>(ids_R, positions_BT, cache, first, want_logits, keys);
 }
 
 // [R, C], to be written by the residual stream.
@@ -138,7 +139,7 @@ Tensor DecodeModel::embed(const Tensor& ids_R) {
 
 template <class T>
 Tensor DecodeModel::attend(const Layer& layer, const Tensor& y_BTC, const Tensor& positions_BT,
-                           const kernels::KvView& cache) {
+                           const kernels::KvView& cache, std::int64_t keys) {
   const std::int64_t B = y_BTC.dim(0), S = y_BTC.dim(1), H = heads_.heads, D = heads_.head_dim;
   Stream& stream = current_stream(y_BTC.device());
   const Tensor qkv = layer.qkv.run(y_BTC, rows_of(room_.qkv, B * S));
@@ -151,6 +152,7 @@ Tensor DecodeModel::attend(const Layer& layer, const Tensor& y_BTC, const Tensor
   kernels::CachedAttentionOptions options;
   options.scale = 1 / std::sqrt(static_cast<double>(D));
   options.window = layer.window;
+  options.keys = keys;
   kernels::cached_attention<T>(stream, q_BTHD, cache, positions, o.view<T>(), options,
                                room_.scratch.view<float>());
   return layer.o.run(o.reshaped({B, S, H * D}), rows_of(room_.delta, B * S));
@@ -189,7 +191,7 @@ Tensor DecodeModel::head(const Tensor& x_BTC, const Tensor& delta_BTC) {
 
 template <class T>
 Tensor DecodeModel::run_as(const Tensor& ids_R, const Tensor& positions_BT, const Cache& cache,
-                           std::int64_t first, bool want_logits) {
+                           std::int64_t first, bool want_logits, std::int64_t keys) {
   const std::int64_t B = positions_BT.dim(0), S = positions_BT.dim(1), R = B * S;
   const std::int64_t C = model_.config().hidden_size;
   const double eps = model_.config().rms_norm_eps;
@@ -207,7 +209,8 @@ Tensor DecodeModel::run_as(const Tensor& ids_R, const Tensor& positions_BT, cons
   };
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     normalise(layers_[l].attention_norm);
-    delta = attend<T>(layers_[l], y_BTC, positions_BT, cache.view(static_cast<std::int64_t>(l), first, B));
+    delta =
+        attend<T>(layers_[l], y_BTC, positions_BT, cache.view(static_cast<std::int64_t>(l), first, B), keys);
     normalise(layers_[l].mlp_norm);
     delta = feed_forward<T>(layers_[l], y_BTC);
   }

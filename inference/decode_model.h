@@ -26,10 +26,11 @@ class DecodeModel {
   void reach(std::int64_t capacity);
 
   /// Tokens `ids` [R] i32 at `positions` [B, T] i32 of slots first .. first + B - 1, both on the device; a
-  /// position of -1 is no token. Keys and values go to the cache. With `want_logits` those of each
+  /// position of -1 is no token, and all are below `keys` (0: the capacity), which sizes the work. Keys and
+  /// values go to the cache. With `want_logits` those of each
   /// sequence's last token, [B, V], which hold until the next pass.
   Tensor run(const Tensor& ids_R, const Tensor& positions_BT, const Cache& cache, std::int64_t first,
-             bool want_logits);
+             bool want_logits, std::int64_t keys = 0);
 
  private:
   struct Layer {
@@ -49,12 +50,12 @@ class DecodeModel {
   void make_room(std::int64_t rows, std::int64_t sequences);
   template <class T>
   Tensor run_as(const Tensor& ids_R, const Tensor& positions_BT, const Cache& cache, std::int64_t first,
-                bool want_logits);
+                bool want_logits, std::int64_t keys);
   template <class T>
   Tensor embed(const Tensor& ids_R);
   template <class T>
   Tensor attend(const Layer& layer, const Tensor& y_BTC, const Tensor& positions_BT,
-                const kernels::KvView& cache);
+                const kernels::KvView& cache, std::int64_t keys);
   template <class T>
   Tensor feed_forward(const Layer& layer, const Tensor& y_BTC);
   template <class T>

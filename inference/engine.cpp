@@ -149,20 +149,28 @@ void Engine::prefill(std::int64_t slot, const Request& request) {
 }
 
 // A token of slots 0 .. sequences - 1, from ids_ to ids_: all of it on the device.
-void Engine::step(std::int64_t sequences) {
+void Engine::step(std::int64_t sequences, std::int64_t keys) {
   const Tensor ids = ids_.sliced(0, 0, sequences);
   const Tensor logits =
-      decode_.run(ids, positions_.sliced(0, 0, sequences).reshaped({sequences, 1}), *cache_, 0, true);
+      decode_.run(ids, positions_.sliced(0, 0, sequences).reshaped({sequences, 1}), *cache_, 0, true, keys);
   sampler_->choose(logits, 0, steps_.sliced(0, 0, sequences).view<std::int64_t>(), ids);
 }
 
 void Engine::queue_step(const std::vector<std::int32_t>& positions, const std::vector<std::int64_t>& steps) {
-  reserve(1 + *std::max_element(positions.begin(), positions.end()));
+  const std::int64_t keys = 1 + *std::max_element(positions.begin(), positions.end());
+  reserve(keys);
   upload(positions, positions_);
   upload(steps, steps_);
   const auto sequences = static_cast<std::int64_t>(positions.size());
-  if (!options_.graph) return step(sequences);
-  graphs_->run(current_stream(model_.device()), sequences, [&] { step(sequences); });
+  if (!options_.graph) return step(sequences, keys);
+  // A recording's grids are as for its keys: for few of them it begins anew at each power of two.
+  const auto rounded = std::bit_ceil(static_cast<std::uint64_t>(std::max(keys, kFirstCapacity)));
+  const std::int64_t wanted = std::min(static_cast<std::int64_t>(rounded), cache_->capacity());
+  if (keys > graph_keys_ || 4 * wanted < graph_keys_) {
+    graphs_->clear();
+    graph_keys_ = wanted;
+  }
+  graphs_->run(current_stream(model_.device()), sequences, [&] { step(sequences, graph_keys_); });
 }
 
 // One call of generate(): which request is in which slot, and whose ids are on their way.

@@ -61,7 +61,7 @@ class Engine {
   void prepare(std::span<const Request> requests);
   void reserve(std::int64_t tokens);
   void prefill(std::int64_t slot, const Request& request);
-  void step(std::int64_t sequences);
+  void step(std::int64_t sequences, std::int64_t keys);
   void queue_step(const std::vector<std::int32_t>& positions, const std::vector<std::int64_t>& steps);
 
   models::Llama& model_;
@@ -76,6 +76,7 @@ class Engine {
   Tensor chunk_ids_, chunk_positions_;  // i32 [prefill_chunk]
   Tensor first_step_;                   // i64 [1]: 0
   std::unique_ptr<StepGraphs> graphs_;
+  std::int64_t graph_keys_ = 0;  // positions below which they serve
 };
 
 }  // namespace ridge::inference
