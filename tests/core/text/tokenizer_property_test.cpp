@@ -1,7 +1,7 @@
 // Properties: bytes survive, ids do not depend on how BPE is carried out, time is linear, threads may share.
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 #include <random>
 #include <thread>
 
@@ -236,12 +236,19 @@ TEST(TokenizerProperty, CutsHeapAndScanGiveTheDefinition) {
   }
 }
 
+// Of this process: other programs do not count.
+double processor_seconds() {
+  timespec now{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 double seconds_to_encode(const Tokenizer& tokenizer, const std::string& text) {
   double best = 1e9;
   for (int round = 0; round < 3; ++round) {
-    const auto begin = std::chrono::steady_clock::now();
+    const double begin = processor_seconds();
     tokenizer.encode(text, false);
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    best = std::min(best, processor_seconds() - begin);
   }
   return best;
 }
