@@ -35,9 +35,10 @@ TEST(BenchDecode, BytesAndSharesHangTogether) {
                 d.at("bytes_per_s"), 1e-6 * d.at("bytes_per_s").get<double>());
     EXPECT_NEAR(d.at("bytes_per_s").get<double>() / d.at("tokens_per_s").get<double>(),
                 d.at("bytes_per_token"), 1);
-    for (const char* key :
-         {"token_seconds", "base_seconds", "base_share", "jitter_max_seconds", "peak_bytes"})
+    for (const char* key : {"token_seconds", "jitter_max_seconds", "peak_bytes"})
       EXPECT_GT(d.at(key), 0) << key;
+    // A line through sixty noisy points may begin below zero.
+    for (const char* key : {"base_seconds", "base_share"}) EXPECT_TRUE(d.at(key).is_number()) << key;
   }
 }
 
