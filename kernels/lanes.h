@@ -29,6 +29,33 @@ V load_once(const void* from) {
   return *static_cast<const volatile Loose*>(from);
 }
 
+/// Lane i is v[index[i]], of as many low bits of index[i] as v needs. Clang has no such builtin.
+template <class V, class I>
+[[gnu::always_inline]] inline V pick(const V& v, const I& index) {
+#if __has_builtin(__builtin_shuffle)
+  return __builtin_shuffle(v, index);
+#else
+  constexpr auto kLast = sizeof(V) / sizeof(v[0]) - 1;
+  V out;
+  for (std::size_t i = 0; i <= kLast; ++i) out[i] = v[index[i] & kLast];
+  return out;
+#endif
+}
+
+/// The same out of a's lanes followed by b's.
+template <class V, class I>
+[[gnu::always_inline]] inline V pick(const V& a, const V& b, const I& index) {
+#if __has_builtin(__builtin_shuffle)
+  return __builtin_shuffle(a, b, index);
+#else
+  constexpr auto kLanes = sizeof(V) / sizeof(a[0]);
+  V out;
+  for (std::size_t i = 0; i < kLanes; ++i)
+    out[i] = (index[i] & kLanes) == 0 ? a[index[i] & (kLanes - 1)] : b[index[i] & (kLanes - 1)];
+  return out;
+#endif
+}
+
 inline float sum(const Floats& v) {
   using Half = float __attribute__((vector_size(32)));
   using Quarter = float __attribute__((vector_size(16)));

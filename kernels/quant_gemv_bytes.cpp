@@ -68,8 +68,8 @@ struct Fp8 {
 
   Fp8(const std::uint8_t* from, const Fp8Lookup& table) {
     const Bytes codes = load_once<Bytes>(from);
-    const Bytes low = __builtin_shuffle(table.low[0], table.low[1], codes);  // takes 7 bits of each
-    const Bytes high = __builtin_shuffle(table.high[0], table.high[1], codes) | (codes & 0x80);
+    const Bytes low = lanes::pick(table.low[0], table.low[1], codes);  // takes 7 bits of each
+    const Bytes high = lanes::pick(table.high[0], table.high[1], codes) | (codes & 0x80);
     halves[0] = interleave_first(low, high);
     halves[1] = interleave_second(low, high);
   }

@@ -151,7 +151,7 @@ template <int kPart, int kM, int kN>
                                             std::int64_t stride, Floats (&sum)[kN][kM]) {
   Floats value[kN];
 #pragma GCC unroll 2
-  for (int r = 0; r < kN; ++r) value[r] = __builtin_shuffle(table, words[r] >> (4 * kPart));  // takes 4 bits
+  for (int r = 0; r < kN; ++r) value[r] = lanes::pick(table, words[r] >> (4 * kPart));  // takes 4 bits
 #pragma GCC unroll 8
   for (int m = 0; m < kM; ++m) {
     const Floats part = load<Floats>(x + m * stride + kPart * lanes::kCount);
@@ -185,8 +185,8 @@ template <int kM, int kN, bool kZeros>
     add_part<7>(table, words, x, s.stride, sum);
 #pragma GCC unroll 2
     for (int r = 0; r < kN; ++r) {
-      const Floats scale = __builtin_shuffle(scales.scale[r], s.group_of[t]);
-      const Floats shift = kZeros ? __builtin_shuffle(scales.shift[r], s.group_of[t]) : Floats{};
+      const Floats scale = lanes::pick(scales.scale[r], s.group_of[t]);
+      const Floats shift = kZeros ? lanes::pick(scales.shift[r], s.group_of[t]) : Floats{};
 #pragma GCC unroll 8
       for (int m = 0; m < kM; ++m) {
         if constexpr (kZeros)
