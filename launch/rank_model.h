@@ -15,7 +15,7 @@ struct RankModel {
 };
 
 /// Over all ranks, which load it together. UserErrors: another number of ranks than `tp`, one that cannot
-/// share the model, an adapter or a weight format (not over ranks yet).
+/// share the model, an adapter (not over ranks yet).
 RankModel load_over_ranks(const ModelOptions& options, std::int64_t tp, const Context& context);
 
 }  // namespace ridge

@@ -93,6 +93,11 @@ TEST_F(GenerateCommand, RanksShareTheModel) {
   const Outcome shared =
       must_run(words(prompt_and({"--tp", "2", "--json", "--device", "cpu"})), {.ranks = 2});
   EXPECT_EQ(Json::parse(shared.out, nullptr, false).at("ids"), wanted.at("ids"));
+  const Arguments coded{"--quantize", "int8", "--json", "--device", "cpu"};
+  Arguments coded_over_two = coded;
+  coded_over_two.insert(coded_over_two.end(), {"--tp", "2"});
+  EXPECT_EQ(Json::parse(must_run(words(prompt_and(coded_over_two)), {.ranks = 2}).out).at("ids"),
+            Json::parse(must_run(words(prompt_and(coded))).out).at("ids"));
   expect_user_error(run_ridge(words(prompt_and({"--tp", "2"}))), {"--tp 2", "1 were started"});
   expect_user_error(run_ridge(words(prompt_and({"--tp", "0"}))), {"--tp is 0"});
   expect_user_error(run_ridge(words(prompt_and({"--tp", "2", "--reference"}))), {"--reference", "--tp 2"});
