@@ -141,9 +141,11 @@ void decode(const DecodeOptions& options, Context& context) {
   context.emit(json_of(report, options), text_of(report, options));
 }
 
+constexpr std::int64_t kPromptLengths[] = {128, 512, 2048};
+
 struct PrefillOptions {
   DecoderOptions model;
-  std::vector<std::string> lengths = {"128", "512", "2048"};
+  std::vector<std::string> lengths;  // empty: kPromptLengths, those that the model takes
   std::int64_t runs = 3;
 };
 
@@ -179,6 +181,9 @@ void prefill(const PrefillOptions& options, Context& context) {
   for (const std::string& word : options.lengths) lengths.push_back(parse_length(word));
   const Device device = context.use_device();
   const auto model = decoder_model(options.model, device);
+  for (const std::int64_t length : kPromptLengths) {
+    if (options.lengths.empty() && length <= model->config().max_position) lengths.push_back(length);
+  }
   std::vector<double> times;
   for (const std::int64_t length : lengths) times.push_back(prefill_seconds(*model, options, length));
   const Ceilings roof = measure_ceilings(device, parse_dtype(options.model.dtype));
