@@ -1,26 +1,20 @@
 #include "kernels/gemv.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/base/threads.h"
+#include "kernels/lanes.h"
 
 namespace ridge::kernels {
 namespace {
 
 constexpr std::int64_t kChunksPerThread = 4;
-constexpr std::int64_t kLanes = 16;
+constexpr std::int64_t kLanes = lanes::kCount;
 constexpr std::int64_t kBlock = 2 * kLanes;  // weights of one step: 64 bytes of bf16
 
-using Vector = float __attribute__((vector_size(64)));
-using Bits = std::uint32_t __attribute__((vector_size(64)));
-
-template <class V>
-V load(const void* from) {
-  V value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
+using lanes::load;
+using Vector = lanes::Floats;
+using Bits = lanes::Words;
 
 // A block of weights as two vectors; which weights are in which is the same as in `arrange`.
 struct Pair {
@@ -62,16 +56,6 @@ void prefetch(const T* block) {
   for (std::size_t line = 0; line < kBlock * sizeof(T); line += 64) __builtin_prefetch(ahead + line);
 }
 
-float sum_lanes(const Vector& v) {
-  using Half = float __attribute__((vector_size(32)));
-  using Quarter = float __attribute__((vector_size(16)));
-  const char* bytes = reinterpret_cast<const char*>(&v);
-  const Half half = load<Half>(bytes) + load<Half>(bytes + sizeof(Half));
-  const char* more = reinterpret_cast<const char*>(&half);
-  const Quarter quarter = load<Quarter>(more) + load<Quarter>(more + sizeof(Quarter));
-  return (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]);
-}
-
 // One row of w against kM rows of x. Rows are read one after the other: one stream, which the memory system
 // likes best.
 template <class T, int kM>
@@ -88,7 +72,7 @@ void dot_row(const float* x_MK, std::int64_t k, const T* w_K, float* y, std::int
     }
   }
   for (int m = 0; m < kM; ++m) {
-    float total = sum_lanes(first[m] + second[m]);
+    float total = lanes::sum(first[m] + second[m]);
     for (std::int64_t i = whole; i < k; ++i) total += static_cast<float>(w_K[i]) * x_MK[m * k + i];
     y[m * y_stride] = total;
   }
