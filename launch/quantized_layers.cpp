@@ -2,6 +2,7 @@
 
 #include "core/base/error.h"
 #include "core/nn/quantized_linear.h"
+#include "kernels/quantize.h"
 
 namespace ridge {
 namespace {
@@ -52,7 +53,7 @@ std::optional<kernels::WeightFormat> QuantizedLayers::format_of(const std::strin
   if (!format_) return stored;
   require(
       !stored || *stored == *format_,
-      "model.quantize {}: {} is stored as {} already: leave model.quantize out, or start from dense weights",
+      "quantizing to {}: {} is stored as {} already: take the model as it is, or start from dense weights",
       name_of(*format_), path, stored ? name_of(*stored) : "");
   return stored || path != "lm_head" ? format_ : stored;
 }
@@ -112,6 +113,8 @@ Tensor QuantizedLayers::value(const std::string& parameter,
     values_ = weights_ != nullptr && weights_->format_of(wanted.path)
                   ? weights_->read_quantized(wanted.path, shape[0], shape[1])
                   : quantize(dense(wanted.path + ".weight", shape), *format_of(wanted.path));
+    require(values_.codes.device() != Device::cpu || kernels::first_bad_scale(values_.view()) < 0,
+            "{}: its weights are not all finite, and cannot be quantized", wanted.path);
     held_ = wanted.path;
   }
   for (const QuantizedWeight::Part& part : values_.parts()) {

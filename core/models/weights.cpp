@@ -7,6 +7,7 @@
 #include "core/io/file.h"
 #include "core/models/saved_folder.h"
 #include "core/nn/quantized_linear.h"
+#include "kernels/quantize.h"
 
 namespace ridge::models {
 namespace {
@@ -107,8 +108,13 @@ Formats formats_to_hold(Llama& model, const ModelWeights& weights, const Quantiz
 QuantizedWeight hold_quantized(const LinearShape& linear, const kernels::WeightFormat& format,
                                const ModelWeights& weights, LoadMode mode, Device device) {
   const PurposeScope purpose(Purpose::weights);
-  if (!weights.format_of(linear.path))
-    return quantize(weights.read(linear.path + ".weight", {linear.rows, linear.cols}).on(device), format);
+  if (!weights.format_of(linear.path)) {
+    QuantizedWeight w =
+        quantize(weights.read(linear.path + ".weight", {linear.rows, linear.cols}).on(device), format);
+    require(device != Device::cpu || kernels::first_bad_scale(w.view()) < 0,
+            "{}: its weights are not all finite, and cannot be quantized", linear.path);
+    return w;
+  }
   QuantizedWeight w = weights.read_quantized(linear.path, linear.rows, linear.cols);
   if (device != Device::cpu) return w.on(device);
   for (const QuantizedWeight::Part& part : w.parts()) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "tests/kernels/kernel_test.h"
+#include "tests/kernels/quantized_array.h"
 
 namespace ridge::kernels::testing {
 namespace {
@@ -37,7 +38,7 @@ class RandomWeight {
     const std::int64_t group = (f.tiles ? n / f.group : n) * groups + (f.group == 0 ? 0 : k / f.group);
     const double scale = f.double_quant ? nested(n, k / f.group, group) : scale_at(group);
     const int zero = f.zero_points ? zeros_[static_cast<std::size_t>(group)] : 8;
-    return scale * code_value(code(n, k), zero);
+    return scale * code_value(view_.format, static_cast<std::uint8_t>(code(n, k)), zero);
   }
 
  private:
@@ -92,42 +93,6 @@ class RandomWeight {
     const int byte = codes_[static_cast<std::size_t>(flat / 2)];
     const bool high = (flat % 2 == 0) == view_.format.flat();
     return high ? byte >> 4 : byte & 15;
-  }
-
-  double code_value(int code, int zero) const {
-    static constexpr double kNf4[] = {-1.0,
-                                      -0.6961928009986877,
-                                      -0.5250730514526367,
-                                      -0.39491748809814453,
-                                      -0.28444138169288635,
-                                      -0.18477343022823334,
-                                      -0.09105003625154495,
-                                      0.0,
-                                      0.07958029955625534,
-                                      0.16093020141124725,
-                                      0.24611230194568634,
-                                      0.33791524171829224,
-                                      0.44070982933044434,
-                                      0.5626170039176941,
-                                      0.7229568362236023,
-                                      1.0};
-    static constexpr double kFp4[] = {0, 1.0 / 192, 2.0 / 3, 1, 1.0 / 3, 0.5, 1.0 / 6, 0.25};
-    switch (view_.format.codes) {
-      case Codes::int8:
-        return static_cast<std::int8_t>(code);
-      case Codes::fp8: {
-        const int exponent = code >> 3 & 15, mantissa = code & 7;
-        const double magnitude =
-            exponent == 0 ? mantissa / 512.0 : std::ldexp(1 + mantissa / 8.0, exponent - 7);
-        return (code & 128) != 0 ? -magnitude : magnitude;
-      }
-      case Codes::int4:
-        return code - zero;
-      case Codes::nf4:
-        return kNf4[code];
-      default:
-        return (code & 8) != 0 ? -kFp4[code & 7] : kFp4[code & 7];
-    }
   }
 
   std::mt19937_64 engine_;

@@ -131,7 +131,25 @@ void PrintTo(const Layout& l, std::ostream* out) { *out << l.name; }
 INSTANTIATE_TEST_SUITE_P(Layouts, QuantizedParity, ::testing::ValuesIn(layouts()),
                          [](const auto& info) { return info.param.name; });
 
-// A rank holds a quarter of the codes between their uses.
+TEST(QuantizedTraining, WeightsThatAreNotFiniteAreNamed) {
+  if (on_gpu()) GTEST_SKIP() << kRanksAreOnTheCpu;
+  const TemporaryFolder folder;
+  Job job = wide_job();
+  job.folder = folder / "bad";
+  models::Llama model(job.config, DType::f32, Device::cpu);
+  model.initialize(3);
+  const nn::LinearSlot bad = model.linears().at(4);
+  dynamic_cast<nn::DenseLinear&>(**bad.slot).weight().span<float>()[777] = std::nanf("");
+  models::save_model(model, job.folder, DType::f32, "");
+  try {
+    run_job(job, cut_of("nf4"));
+    FAIL() << "a NaN became codes";
+  } catch (const UserError& error) {
+    EXPECT_NE(std::string(error.what()).find(bad.path), std::string::npos) << error.what();
+  }
+}
+
+// A rank holds none of its unit's codes whole between their uses.
 TEST(QuantizedTraining, ShardsHoldTheirPartOfTheBytes) {
   if (on_gpu()) GTEST_SKIP() << kRanksAreOnTheCpu;
   const Job job = wide_job();
