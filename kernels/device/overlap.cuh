@@ -1,0 +1,39 @@
+// Kernels of a stream whose beginnings overlap (programmatic dependent launch): a kernel starts once all
+// blocks of the one before it have begun and said so, reads what no kernel before it writes (weights), and
+// waits for the rest.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <utility>
+
+#include "core/base/cuda_check.h"
+
+namespace ridge::kernels::device {
+
+/// Until all kernels before this one are done and what they wrote is seen. Before it a kernel may neither
+/// read what they write nor write anything. Every thread that does so calls it.
+__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+/// The next kernel may begin as soon as every block has called this or ended.
+__device__ __forceinline__ void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
+
+/// Queues a kernel that calls wait_for_previous(): it may begin before the kernel ahead of it has ended.
+template <class... Parameters, class... Arguments>
+void launch_overlapped(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                       std::size_t shared_bytes, Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+
+}  // namespace ridge::kernels::device
