@@ -14,6 +14,9 @@
 #include "kernels/embedding.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rotary.h"
+#include "parallel/collective_ops.h"
+#include "parallel/one_shot_reduce.h"
+#include "parallel/parallel_linear.h"
 
 namespace ridge::inference {
 namespace {
@@ -66,15 +69,22 @@ void DecodeModel::find_layers() {
   norm_ = values.at("model.norm.weight");
   const nn::Embedding& table = *model_.embedding_slot();
   whole_table_ = typeid(table) == typeid(nn::Embedding);
+  cut_table_ = dynamic_cast<const parallel::VocabParallelEmbedding*>(&table);
+  if (cut_table_ != nullptr && cut_table_->how().sequence_parallel) cut_table_ = nullptr;
   nn::Linear& head = *model_.head_slot();
   head_ = typeid(head) == typeid(nn::TiedLinear) ? Product(table.table().detached()) : Product({&head});
   cache_shape_ = {c.layers, 1, heads_.kv_heads, heads_.head_dim, kv_format_of(model_.dtype())};
 }
 
 bool DecodeModel::plain() const {
-  bool all = whole_table_ && head_.plain();
+  const Tensor sum = rows_of(room_.delta, room_.last_x.dim(0));  // of a step
+  bool all = head_.recordable(room_.logits);
+  if (!whole_table_) {
+    const parallel::OneShotReduce* ranks = cut_table_ ? cut_table_->how().one_shot.get() : nullptr;
+    all = all && ranks != nullptr && ranks->takes(sum);
+  }
   for (const Layer& l : layers_)
-    all = all && l.qkv.plain() && l.o.plain() && l.gate_up.plain() && l.down.plain();
+    all = all && l.qkv.plain() && l.o.recordable(sum) && l.gate_up.plain() && l.down.recordable(sum);
   return all;
 }
 
@@ -130,10 +140,13 @@ template <class T>
 Tensor DecodeModel::embed(const Tensor& ids_R) {
   nn::Embedding& table = *model_.embedding_slot();
   const std::int64_t R = ids_R.dim(0), C = model_.config().hidden_size;
-  if (!whole_table_) return table.forward(ids_R.reshaped({1, R})).reshaped({R, C});
+  const bool cut = cut_table_ != nullptr;
+  if (!whole_table_ && !cut) return table.forward(ids_R.reshaped({1, R})).reshaped({R, C});
   const Tensor x = rows_of(room_.x, R);
+  const auto piece = cut ? cut_table_->ids() : kernels::VocabPiece{0, table.table().dim(0)};
   kernels::embedding<T>(current_stream(x.device()), table.table().view<T>(), ids_R.view<std::int32_t>(),
-                        x.view<T>());
+                        x.view<T>(), {piece.first, piece.vocabulary});
+  if (cut) parallel::reduce_from_tp(x, *cut_table_->how().tp, cut_table_->how().one_shot.get());
   return x;
 }
 

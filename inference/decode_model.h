@@ -8,6 +8,10 @@
 #include "inference/cache.h"
 #include "inference/product.h"
 
+namespace ridge::parallel {
+class VocabParallelEmbedding;
+}
+
 namespace ridge::inference {
 
 class DecodeModel {
@@ -68,8 +72,9 @@ class DecodeModel {
   std::vector<Layer> layers_;
   Tensor norm_;  // [C]
   Product head_;
-  bool whole_table_ = true;  // the embedding is a plain table
-  Tensor cos_, sin_;         // [P, D/2]
+  bool whole_table_ = true;                                      // the embedding is a plain table
+  const parallel::VocabParallelEmbedding* cut_table_ = nullptr;  // it is, of this rank's ids
+  Tensor cos_, sin_;                                             // [P, D/2]
   Room room_;
 };
 

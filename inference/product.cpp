@@ -7,24 +7,59 @@
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
 #include "kernels/quant_matmul.h"
+#include "parallel/collective_ops.h"
+#include "parallel/one_shot_reduce.h"
+#include "parallel/parallel_linear.h"
 
 namespace ridge::inference {
+namespace {
+
+bool multiplies_at_once(const parallel::TensorParallelism& how) {
+  return !how.sequence_parallel && how.chunks <= 1;
+}
+
+}  // namespace
 
 Product::Product(std::vector<nn::Linear*> layers) : layers_(layers.begin(), layers.end()) {
-  std::int64_t column = 0;
-  for (const nn::Linear* layer : layers_) {
-    add_part(*layer, column);
-    column += layer->out_features();
+  std::vector<nn::Linear*> pieces;
+  for (nn::Linear* layer : layers) pieces.push_back(within(layer));
+  std::int64_t column = first_id_;
+  for (const nn::Linear* piece : pieces) {
+    add_part(*piece, column);
+    column += piece->out_features();
   }
   if (parts_.size() != layers_.size()) {
     parts_.clear();
     biases_.clear();
+    how_ = nullptr;  // layers that add to their piece make themselves whole
   }
   join_dense();
-  join_quantized(layers);
+  join_quantized(pieces);
 }
 
 Product::Product(const Tensor& table_VC) { parts_.push_back({table_VC, std::nullopt, 0, table_VC.dim(0)}); }
+
+// This rank's piece, and how the ranks' outputs of it are one; `layer` itself where it is whole.
+nn::Linear* Product::within(nn::Linear* layer) {
+  if (auto* column = dynamic_cast<parallel::ColumnParallelLinear*>(layer))
+    return multiplies_at_once(column->how()) ? column->inner()->get() : layer;
+  if (auto* row = dynamic_cast<parallel::RowParallelLinear*>(layer)) {
+    if (!multiplies_at_once(row->how())) return layer;
+    check(layers_.size() == 1, "sums over ranks are of one layer");
+    how_ = &row->how();
+    if (row->bias().defined()) biases_.push_back({row->bias().detached(), 0});
+    return piece_ = row->inner()->get();
+  }
+  if (auto* head = dynamic_cast<parallel::VocabParallelHead*>(layer)) {
+    vocabulary_ = head->ids().vocabulary;
+    if (!multiplies_at_once(head->how())) return layer;
+    check(layers_.size() == 1, "a vocabulary is of one layer");
+    how_ = &head->how();
+    first_id_ = head->ids().first;
+    return piece_ = &head->piece();
+  }
+  return layer;
+}
 
 void Product::add_part(const nn::Linear& layer, std::int64_t column) {
   const std::int64_t columns = layer.out_features();
@@ -35,6 +70,9 @@ void Product::add_part(const nn::Linear& layer, std::int64_t column) {
   } else if (const auto* coded = dynamic_cast<const nn::QuantizedLinear*>(&layer)) {
     parts_.push_back({{}, coded->weight(), column, columns});
     bias = coded->bias();
+  } else if (dynamic_cast<const nn::TiedLinear*>(&layer) != nullptr && vocabulary_ > 0) {
+    const auto& head = dynamic_cast<const parallel::VocabParallelHead&>(*layers_.front());
+    parts_.push_back({head.table()->detached(), std::nullopt, column, columns});
   }
   if (bias.defined()) biases_.push_back({bias.detached(), column});
 }
@@ -55,12 +93,12 @@ void Product::join_dense() {
   if (row.defined()) biases_ = {{row, 0}};
 }
 
-void Product::join_quantized(const std::vector<nn::Linear*>& layers) {
+void Product::join_quantized(const std::vector<nn::Linear*>& pieces) {
   std::vector<QuantizedWeight*> weights;
-  for (nn::Linear* layer : layers) {
-    if (auto* coded = dynamic_cast<nn::QuantizedLinear*>(layer)) weights.push_back(&coded->weight());
+  for (nn::Linear* piece : pieces) {
+    if (auto* coded = dynamic_cast<nn::QuantizedLinear*>(piece)) weights.push_back(&coded->weight());
   }
-  if (weights.size() != layers.size()) return;
+  if (weights.size() != pieces.size()) return;
   if (auto all = join_rows(weights)) {
     const std::int64_t rows = all->shape[0];
     parts_.clear();
@@ -69,6 +107,7 @@ void Product::join_quantized(const std::vector<nn::Linear*>& layers) {
 }
 
 std::int64_t Product::outputs() const {
+  if (vocabulary_ > 0) return vocabulary_;
   if (!parts_.empty()) return parts_.back().column + parts_.back().columns;
   std::int64_t sum = 0;
   for (const nn::Linear* layer : layers_) sum += layer->out_features();
@@ -78,16 +117,23 @@ std::int64_t Product::outputs() const {
 bool Product::takes(std::int64_t rows, Device device) const {
   if (parts_.empty()) return false;
   for (const Part& part : parts_) {
-    if (part.quantized.has_value() && !kernels::has_quant_matmul(part.quantized->view(), rows, device))
+    if (part.columns > 0 && part.quantized.has_value() &&
+        !kernels::has_quant_matmul(part.quantized->view(), rows, device))
       return false;
   }
   return true;
+}
+
+bool Product::recordable(const Tensor& room_RN) const {
+  if (parts_.empty() || how_ == nullptr) return !parts_.empty();
+  return sums() && how_->one_shot != nullptr && how_->one_shot->takes(room_RN);
 }
 
 void Product::multiply(const Tensor& x_RK, const Tensor& room_RN) const {
   Stream& stream = current_stream(x_RK.device());
   const auto run = [&]<class T>(std::type_identity<T>) {
     for (const Part& part : parts_) {
+      if (part.columns == 0) continue;
       const View<T> y = room_RN.sliced(1, part.column, part.column + part.columns).view<T>();
       if (part.quantized.has_value()) {
         kernels::quant_matmul<T>(stream, x_RK.view<T>(), part.quantized->view(), y);
@@ -95,24 +141,50 @@ void Product::multiply(const Tensor& x_RK, const Tensor& room_RN) const {
         kernels::matmul<T>(stream, x_RK.view<T>(), part.weight_NK.transposed(0, 1).view<T>(), y);
       }
     }
+  };
+  if (x_RK.dtype() == DType::bf16) return run(std::type_identity<bf16>{});
+  run(std::type_identity<float>{});
+}
+
+void Product::add_biases(const Tensor& room_RN) const {
+  Stream& stream = current_stream(room_RN.device());
+  const auto run = [&]<class T>(std::type_identity<T>) {
     for (const Bias& bias : biases_) {
       const Tensor part = room_RN.sliced(1, bias.column, bias.column + bias.values.dim(0));
       const View<T> y = part.view<T>();
       kernels::add<T>(stream, y, bias.values.expanded(part.shape()).view<T>(), y);
     }
   };
-  if (x_RK.dtype() == DType::bf16) return run(std::type_identity<bf16>{});
+  if (room_RN.dtype() == DType::bf16) return run(std::type_identity<bf16>{});
   run(std::type_identity<float>{});
 }
 
+void Product::make_whole(const Tensor& room_RN) const {
+  if (how_ == nullptr) return;
+  const autograd::NoGradScope no_grad;
+  if (sums()) {
+    parallel::reduce_from_tp(room_RN, *how_->tp, how_->one_shot.get());
+    return add_biases(room_RN);
+  }
+  const Tensor mine = room_RN.sliced(1, first_id_, first_id_ + piece_->out_features());
+  room_RN.copy_from(parallel::gather_columns(mine, vocabulary_, *how_->tp));
+}
+
+// A piece whose product is not into `room` here may be so on another rank: they meet in the same way.
 Tensor Product::run(const Tensor& x_BTK, const Tensor& room_RN) const {
   const std::int64_t B = x_BTK.dim(0), T = x_BTK.dim(1);
-  if (takes(B * T, x_BTK.device())) {
-    multiply(x_BTK.reshaped({B * T, x_BTK.dim(2)}), room_RN);
-    return room_RN.reshaped({B, T, room_RN.dim(1)});
-  }
+  const Tensor x_RK = x_BTK.reshaped({B * T, x_BTK.dim(2)});
   const autograd::NoGradScope no_grad;
-  return nn::forward_group(layers_, x_BTK);
+  if (takes(B * T, x_BTK.device())) {
+    multiply(x_RK, room_RN);
+    if (!sums()) add_biases(room_RN);
+  } else if (how_ != nullptr) {
+    room_RN.sliced(1, first_id_, first_id_ + piece_->out_features()).copy_from(piece_->forward(x_RK));
+  } else {
+    return nn::forward_group(layers_, x_BTK);
+  }
+  make_whole(room_RN);
+  return room_RN.reshaped({B, T, room_RN.dim(1)});
 }
 
 }  // namespace ridge::inference

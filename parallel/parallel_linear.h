@@ -52,6 +52,9 @@ class RowParallelLinear final : public nn::Linear {
   std::int64_t out_features() const override { return piece_->out_features(); }
   void collect(const std::string& path, nn::Parameters& out) override;
   std::unique_ptr<nn::Linear>* inner() override { return &piece_; }
+  const TensorParallelism& how() const { return *how_; }
+  /// Of the whole sum; may be undefined.
+  const Tensor& bias() const { return bias_; }
 
  private:
   SharedParallelism how_;
@@ -66,6 +69,8 @@ class VocabParallelEmbedding final : public nn::Embedding {
   VocabParallelEmbedding(SharedParallelism how, Tensor table_vC, kernels::VocabPiece piece)
       : nn::Embedding(std::move(table_vC)), how_(std::move(how)), piece_(piece) {}
   Tensor forward(const Tensor& ids_BT) const override;
+  const TensorParallelism& how() const { return *how_; }
+  kernels::VocabPiece ids() const { return piece_; }
 
  private:
   SharedParallelism how_;
@@ -90,6 +95,12 @@ class VocabParallelHead final : public nn::Linear {
   std::unique_ptr<nn::Linear>* inner() override { return table_ == nullptr ? &piece_ : nullptr; }
   Tensor cross_entropy(const Tensor& hidden, const Tensor& targets_R, double scale) const override;
   Tensor token_losses(const Tensor& hidden, const Tensor& targets_R) const override;
+  const TensorParallelism& how() const { return *how_; }
+  kernels::VocabPiece ids() const { return ids_; }
+  /// Makes this rank's logits.
+  nn::Linear& piece() const { return *piece_; }
+  /// Where that is the embedding's table, else null.
+  const Tensor* table() const { return table_; }
 
  private:
   const Tensor* plain_weight() const;
