@@ -1,4 +1,6 @@
 #include "kernels/activation.h"
+
+#include "kernels/device/silu.cuh"
 #include "kernels/device/strided.cuh"
 
 namespace ridge::kernels::cuda {
@@ -6,23 +8,8 @@ namespace {
 
 using device::load;
 using device::round_to;
-
-// e^x in hardware is exact to about 1e-6 for the arguments that matter: enough for bf16, not for float.
-template <class T>
-__device__ __forceinline__ acc_t<T> sigmoid(acc_t<T> x) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    return __fdividef(1.0f, 1.0f + __expf(-x));
-  } else if constexpr (std::is_same_v<T, float>) {
-    return 1.0f / (1.0f + expf(-x));
-  } else {
-    return 1.0 / (1.0 + exp(-x));
-  }
-}
-
-template <class T>
-__device__ __forceinline__ acc_t<T> silu_of(acc_t<T> x) {
-  return x * sigmoid<T>(x);
-}
+using device::sigmoid;
+using device::silu_of;
 
 /// d silu(x) / dx, given s = sigmoid(x).
 template <class A>

@@ -14,19 +14,11 @@
 
 #include "core/base/cuda.h"
 #include "core/base/cuda_check.h"
+#include "kernels/device/mma.cuh"
 #include "kernels/device/vec.cuh"
 #include "kernels/quant_mma_params.cuh"
 
 namespace ridge::kernels::cuda {
-
-__device__ __forceinline__ void mma_16816(float (&sum)[4], const Eight& low, const Eight& high, int pair,
-                                          std::uint32_t b0, std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(low.pair[pair]), "r"(high.pair[pair]), "r"(low.pair[pair + 1]), "r"(high.pair[pair + 1]), "r"(b0),
-        "r"(b1));
-}
 
 /// Words that are read once. A line of memory comes as a whole.
 template <int kWords>
@@ -202,7 +194,7 @@ struct MmaBlock {
         raw = *reinterpret_cast<const uint4*>(p.x + row * p.x_stride + column);
       if (i < count)
         *reinterpret_cast<uint4*>(memory + at.x + row * x_bytes + unit * (2 * Layout::kColumns) +
-                                  16 * Layout::place(eight)) = in_order(raw);
+                                  16 * Layout::place(eight)) = device::in_order<Format::kOrder>(raw);
       if constexpr (Format::kBiased) {
         float sum = (low(raw.x) + high(raw.x)) + (low(raw.y) + high(raw.y));
         sum += (low(raw.z) + high(raw.z)) + (low(raw.w) + high(raw.w));
@@ -211,17 +203,6 @@ struct MmaBlock {
         if (i < count && eight == 0) sums()[unit * (8 * kNT) + row] = sum;
       }
     }
-  }
-  static __device__ __forceinline__ uint4 in_order(const uint4& raw) {
-    const std::uint32_t from[4] = {raw.x, raw.y, raw.z, raw.w};
-    std::uint32_t to[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int a = column_of(Format::kOrder, 2 * i), b = column_of(Format::kOrder, 2 * i + 1);
-      to[i] = __byte_perm(from[a / 2], from[b / 2],
-                          (a % 2 == 0 ? 0x10u : 0x32u) | (b % 2 == 0 ? 0x5400u : 0x7600u));
-    }
-    return make_uint4(to[0], to[1], to[2], to[3]);
   }
   static __device__ __forceinline__ float low(std::uint32_t pair) { return __uint_as_float(pair << 16); }
   static __device__ __forceinline__ float high(std::uint32_t pair) {
@@ -325,8 +306,8 @@ struct MmaWarp {
 #pragma unroll
       for (int n = 0; n < kNT; ++n) {
         const uint4 b = load_eight(x_row[n] + x + 16 * Layout::place_of(0, e));
-        mma_16816(sum[n], low, high, 0, b.x, b.y);
-        mma_16816(sum[n], low, high, 2, b.z, b.w);
+        device::mma_16816(sum[n], low, high, 0, b.x, b.y);
+        device::mma_16816(sum[n], low, high, 2, b.z, b.w);
       }
     }
     if constexpr (Format::kHasNan) {

@@ -1,0 +1,152 @@
+// Which kernel takes a product of few rows.
+#include "kernels/decode_product.h"
+
+#include <bit>
+#include <limits>
+
+#include "kernels/decode_product_params.cuh"
+#include "kernels/device/vec.cuh"
+#include "kernels/formats/codes.h"
+
+namespace ridge::kernels::cuda {
+namespace {
+
+using device::ByteCodes;
+using device::DenseCodes;
+using device::FlatCodes;
+using device::Int4Codes;
+
+constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2;
+
+bool aligned(const void* at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; }
+int log2_of(std::int64_t power) { return std::countr_zero(static_cast<std::uint64_t>(power)); }
+
+template <int kWords, class F>
+bool visit_int4(const QuantView& w, const F& f) {
+  const bool narrow = w.scale_dtype == DType::bf16;
+  if (w.format.zero_points)
+    return narrow ? f(Int4Codes<kWords, true, true>()) : f(Int4Codes<kWords, true, false>());
+  return narrow ? f(Int4Codes<kWords, false, true>()) : f(Int4Codes<kWords, false, false>());
+}
+
+/// What f(Format()) is for the kernels' name of a format; false where there is none.
+template <class F>
+bool visit_coded(const QuantView& w, const F& f) {
+  const WeightFormat& format = w.format;
+  if (format.codes == Codes::int8) return f(ByteCodes<false, true>());
+  if (format.codes == Codes::fp8)
+    return format.tiles ? f(ByteCodes<true, false>()) : f(ByteCodes<true, true>());
+  if (format.flat()) return format.double_quant ? f(FlatCodes<true, 1>()) : f(FlatCodes<false, 1>());
+  if (!std::has_single_bit(static_cast<std::uint64_t>(format.group)) || format.group < 32) return false;
+  if (format.group == 32) return visit_int4<1>(w, f);
+  if (format.group == 64) return visit_int4<2>(w, f);
+  return visit_int4<4>(w, f);
+}
+
+template <class F>
+bool visit(const DecodeWeight& w, const F& f) {
+  if (const auto* coded = std::get_if<QuantView>(&w)) return visit_coded(*coded, f);
+  return f(DenseCodes());
+}
+
+DecodeScales scales_of(const QuantView& w, int unit_columns) {
+  DecodeScales s{};
+  const bool by_row = w.format.group == 0;
+  const int size = w.format.double_quant ? 1 : (w.scale_dtype == DType::bf16 ? 2 : 4);
+  const int across = by_row ? 1 : static_cast<int>(device::ceil_div(w.cols, w.format.group));
+  s.scales = w.format.double_quant ? w.scale_codes : static_cast<const std::uint8_t*>(w.scales);
+  s.zeros = w.format.zero_points ? w.zeros : nullptr;
+  s.scale_bytes = (w.format.tiles ? 1 : kTileRows) * across * size;
+  s.bytes = s.scale_bytes + (w.format.zero_points ? kTileRows * across : 0);
+  s.step = s.scale_bytes;
+  s.tile_shift = w.format.tiles ? log2_of(kTile / kTileRows) : 0;
+  s.across = w.format.tiles ? 0 : across;
+  s.unit_shift = by_row ? 30 : log2_of(w.format.group / unit_columns);
+  s.nested = w.nested_scales;
+  s.map = w.nested_map;
+  s.offset = w.nested_offset;
+  s.first_block = w.first_block;
+  s.row_blocks = w.row_blocks;
+  return s;
+}
+
+template <class Format>
+DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
+  DecodeParams p{};
+  std::int64_t rows = 0, cols = 0;
+  if constexpr (Format::kDense) {
+    const auto& w = std::get<View<const bf16>>(weight);
+    rows = w.dim(0), cols = w.dim(1);
+    p.codes = reinterpret_cast<const std::uint8_t*>(w.data);
+    p.row_bytes = w.strides[0] * static_cast<std::int64_t>(sizeof(bf16));
+  } else {
+    const auto& w = std::get<QuantView>(weight);
+    rows = w.rows, cols = w.cols;
+    p.codes = w.codes;
+    p.row_bytes = w.row_bytes();
+    p.scale = scales_of(w, Format::Layout::kColumns);
+    const auto values = w.format.codes == Codes::nf4 ? nf4_values() : fp4_values();
+    for (std::size_t i = 0; i < values.size(); ++i) p.values[i] = bf16(values[i]).bits;
+  }
+  p.end = steps.end;
+  p.half_rows = rows / 2;
+  p.outputs = static_cast<int>(steps.end == ProductEnd::swiglu ? rows / 2 : rows);
+  p.columns = static_cast<int>(cols);
+  p.units = p.columns / Format::Layout::kColumns;
+  p.used_bytes = p.units * Format::Layout::kBytes;
+  p.slabs = static_cast<int>(device::ceil_div(p.used_bytes, kSlabBytes));
+  p.tiles = p.outputs / kTileRows;
+  p.norm = steps.norm_K.data;
+  p.eps = static_cast<float>(steps.eps);
+  p.bias = steps.bias_N.data;
+  return p;
+}
+
+/// Whole tiles and units, at addresses that the copy engine takes.
+template <class Format>
+bool takes(const DecodeParams& p) {
+  const DecodeScales& s = p.scale;
+  const bool whole = p.outputs > 0 && p.outputs % kTileRows == 0 && p.columns % Format::Layout::kColumns == 0;
+  const bool places = aligned(p.codes) && p.row_bytes % 16 == 0 && aligned(s.scales) && aligned(s.zeros) &&
+                      s.scale_bytes % 16 == 0;
+  const bool nested = !Format::kNested || (s.across <= kNestedBlock && s.first_block < kMost);
+  const bool norm = p.norm == nullptr || (p.columns <= kMostNorm && aligned(p.norm));
+  return whole && places && nested && norm;
+}
+
+bool small(const DecodeWeight& w) {
+  if (const auto* coded = std::get_if<QuantView>(&w)) return coded->rows < kMost && coded->cols < kMost;
+  const auto& dense = std::get<View<const bf16>>(w);
+  return dense.dim(0) < kMost && dense.dim(1) < kMost && dense.rows_dense();
+}
+
+}  // namespace
+
+bool has_decode_product(const DecodeWeight& w, std::int64_t rows, const ProductSteps& steps) {
+  if (rows < 1 || rows > kDecodeRows || !small(w)) return false;
+  return visit(w, [&](auto format) {
+    using Format = decltype(format);
+    DecodeParams p = params_of<Format>(w, steps);
+    p.m = static_cast<int>(rows);
+    return takes<Format>(p) && fits_decode_product<Format>(p);
+  });
+}
+
+void decode_product(Stream& stream, View<const bf16> x, const DecodeWeight& w, const ProductSteps& steps,
+                    View<bf16> y) {
+  if (y.numel() == 0) return;
+  const bool done = visit(w, [&](auto format) {
+    using Format = decltype(format);
+    DecodeParams p = params_of<Format>(w, steps);
+    p.m = static_cast<int>(x.dim(0));
+    p.x = x.data;
+    p.x_stride = p.m == 1 ? 0 : x.strides[0];
+    p.y = y.data;
+    p.y_stride = p.m == 1 ? 0 : y.strides[0];
+    if (!takes<Format>(p) || !device::aligned_rows(p.x, p.x_stride)) return false;
+    return launch_decode_product<Format>(device::native(stream), p);
+  });
+  if (!done) fail("decode_product: no kernel for {} rows of this matrix: ask has_decode_product", x.dim(0));
+}
+
+}  // namespace ridge::kernels::cuda

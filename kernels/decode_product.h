@@ -1,0 +1,45 @@
+// A layer's product for few tokens with what stands before and after it: one pass over the weights.
+#pragma once
+
+#include <variant>
+
+#include "core/base/launch.h"
+#include "core/base/view.h"
+#include "kernels/formats/format.h"
+
+namespace ridge::kernels {
+
+/// Rows of x that one pass over the weights serves.
+inline constexpr std::int64_t kDecodeRows = 8;
+
+/// What becomes of y = x w' + bias, rounded to bf16: stored, added to what is there, or, w [2F, K] being rows
+/// of a gate and then of an up projection, silu(gate) up is stored, [M, F].
+enum class ProductEnd { store, add, swiglu };
+
+/// Weights [N, K]: bf16 with dense rows, or codes.
+using DecodeWeight = std::variant<View<const bf16>, QuantView>;
+
+struct ProductSteps {
+  View<const bf16>
+      norm_K;      // null data: x as it is; else x is RMS-normalized (Zhang and Sennrich, 2019) first
+  double eps = 0;  // of the norm
+  View<const bf16> bias_N;  // null data: none
+  ProductEnd end = ProductEnd::store;
+};
+
+/// Whether decode_product has a kernel for so many rows of such a matrix: on a GPU alone.
+bool has_decode_product(const DecodeWeight& w, std::int64_t rows, const ProductSteps& steps, Device device);
+
+/// y [M, N] (swiglu: [M, F]) of x [M, K], M at most kDecodeRows; x and y with dense rows of any stride, x's
+/// on 16 bytes. Sums are kept in f32. Bits of a row do not depend on the other rows. On a GPU the kernel
+/// reads weights, norm and bias before the kernels ahead of it in the stream have ended.
+void decode_product(Stream& stream, View<const bf16> x_MK, const DecodeWeight& w, const ProductSteps& steps,
+                    View<bf16> y_MN);
+
+namespace cuda {
+bool has_decode_product(const DecodeWeight& w, std::int64_t rows, const ProductSteps& steps);
+void decode_product(Stream& stream, View<const bf16> x_MK, const DecodeWeight& w, const ProductSteps& steps,
+                    View<bf16> y_MN);
+}  // namespace cuda
+
+}  // namespace ridge::kernels

@@ -1,0 +1,11 @@
+// bf16, int8 and fp8.
+#include "kernels/decode_product.cuh"
+
+namespace ridge::kernels::cuda {
+
+template bool launch_decode_product<device::DenseCodes>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::ByteCodes<false, true>>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::ByteCodes<true, true>>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::ByteCodes<true, false>>(cudaStream_t, const DecodeParams&);
+
+}  // namespace ridge::kernels::cuda

@@ -1,0 +1,193 @@
+#include "kernels/decode_product.h"
+
+#include <cmath>
+
+#include "kernels/quantize.h"
+#include "tests/kernels/kernel_test.h"
+#include "tests/kernels/quantized_array.h"
+
+namespace ridge::kernels::testing {
+namespace {
+
+constexpr const char* kFormats[] = {"bf16",      "int8",   "fp8",         "fp8-block",   "nf4",
+                                    "nf4-dq",    "fp4",    "int4-g32",    "int4-g64",    "int4-g128",
+                                    "int4-g256", "fp4-dq", "int4-g32-zp", "int4-g64-zp", "int4-g128-zp"};
+
+/// A random matrix in a format, and the values that its codes stand for.
+struct Weight {
+  Memory<bf16> dense;
+  std::unique_ptr<QuantizedArray> coded;
+  std::vector<double> values;
+  DecodeWeight w;
+
+  Weight(const std::string& format, std::int64_t n, std::int64_t k, bool narrow, std::uint64_t seed)
+      : dense(static_cast<std::size_t>(n * k)) {
+    std::mt19937_64 engine(seed);
+    std::normal_distribution<float> draw(0, 0.5f);
+    for (bf16& value : dense) value = bf16(draw(engine));
+    if (format != "bf16") {
+      coded = std::make_unique<QuantizedArray>(format, n, k, narrow);
+      quantize<bf16>(test::test_stream(), View<const bf16>(dense.data(), {n, k}, {k, 1}), coded->target());
+      Memory<float> back(dense.size());
+      dequantize<float>(test::test_stream(), coded->view(), View<float>(back.data(), {n, k}, {k, 1}));
+      test::wait_for_device();
+      values.assign(back.begin(), back.end());
+      w = coded->view();
+    } else {
+      for (const bf16 value : dense) values.push_back(static_cast<double>(static_cast<float>(value)));
+      w = View<const bf16>(dense.data(), {n, k}, {k, 1});
+    }
+  }
+};
+
+struct Case {
+  std::int64_t m, n, k;
+  ProductEnd end;
+  bool norm, bias;
+};
+
+double rounded(double x) { return static_cast<double>(static_cast<float>(bf16(static_cast<float>(x)))); }
+
+class Expected {
+ public:
+  Expected(const Case& c, const Weight& w, const Memory<bf16>& x, const Memory<bf16>& norm,
+           const Memory<bf16>& bias, const Memory<bf16>& before)
+      : c_(c), w_(w) {
+    for (std::int64_t m = 0; m < c.m; ++m) row(m, x, norm, bias, before);
+  }
+  std::vector<double> y;
+  double size = 0;  // of a sum of terms with any sign
+
+ private:
+  void row(std::int64_t m, const Memory<bf16>& x, const Memory<bf16>& norm, const Memory<bf16>& bias,
+           const Memory<bf16>& before) {
+    const std::int64_t K = c_.k, outputs = c_.end == ProductEnd::swiglu ? c_.n / 2 : c_.n;
+    std::vector<double> in;
+    double squares = 0;
+    for (std::int64_t k = 0; k < K; ++k) {
+      in.push_back(static_cast<double>(static_cast<float>(x[static_cast<std::size_t>(m * K + k)])));
+      squares += in.back() * in.back();
+    }
+    const double inverse = 1 / std::sqrt(squares / static_cast<double>(K) + 1e-5);
+    for (std::int64_t k = 0; c_.norm && k < K; ++k) {
+      const auto at = static_cast<std::size_t>(k);
+      in[at] = rounded(rounded(in[at] * inverse) * static_cast<double>(static_cast<float>(norm[at])));
+    }
+    const auto product = [&](std::int64_t n) {
+      double sum = 0, terms = 0;
+      for (std::int64_t k = 0; k < K; ++k) {
+        const double term = in[static_cast<std::size_t>(k)] * w_.values[static_cast<std::size_t>(n * K + k)];
+        sum += term;
+        terms += term * term;
+      }
+      size = std::max(size, std::sqrt(terms));
+      return c_.bias ? sum + static_cast<double>(static_cast<float>(bias[static_cast<std::size_t>(n)])) : sum;
+    };
+    for (std::int64_t n = 0; n < outputs; ++n) {
+      double value = product(n);
+      if (c_.end == ProductEnd::add)
+        value += static_cast<double>(static_cast<float>(before[static_cast<std::size_t>(m * outputs + n)]));
+      if (c_.end == ProductEnd::swiglu) value = value / (1 + std::exp(-value)) * product(n + outputs);
+      y.push_back(value);
+    }
+  }
+  const Case& c_;
+  const Weight& w_;
+};
+
+Memory<bf16> random_values(std::int64_t count, std::uint64_t seed) {
+  std::mt19937_64 engine(seed);
+  std::normal_distribution<float> draw(0, 1);
+  Memory<bf16> values(static_cast<std::size_t>(count));
+  for (bf16& value : values) value = bf16(draw(engine));
+  return values;
+}
+
+struct Inputs {
+  Memory<bf16> x, norm, bias, before;
+  explicit Inputs(const Case& c)
+      : x(random_values(c.m * c.k, 1)),
+        norm(random_values(c.k, 2)),
+        bias(random_values(c.n, 3)),
+        before(random_values(c.m * c.n, 4)) {}
+  ProductSteps steps(const Case& c) const {
+    ProductSteps s;
+    if (c.norm) s.norm_K = View<const bf16>(norm.data(), {c.k}, {1});
+    if (c.bias) s.bias_N = View<const bf16>(bias.data(), {c.n}, {1});
+    s.eps = 1e-5;
+    s.end = c.end;
+    return s;
+  }
+};
+
+Memory<bf16> run(const Case& c, const Weight& w, const Inputs& in, std::int64_t rows,
+                 std::int64_t first = 0) {
+  const std::int64_t outputs = c.end == ProductEnd::swiglu ? c.n / 2 : c.n;
+  Memory<bf16> y(in.before.begin() + first * outputs, in.before.begin() + (first + rows) * outputs);
+  decode_product(test::test_stream(), View<const bf16>(in.x.data() + first * c.k, {rows, c.k}, {c.k, 1}), w.w,
+                 in.steps(c), View<bf16>(y.data(), {rows, outputs}, {outputs, 1}));
+  test::wait_for_device();
+  return y;
+}
+
+void expect_product(const std::string& format, const Case& c, bool narrow = false) {
+  SCOPED_TRACE(fmt::format("{} {} x {} x {} end {}{}{}", format, c.m, c.n, c.k, static_cast<int>(c.end),
+                           c.norm ? " norm" : "", c.bias ? " bias" : ""));
+  const Weight w(format, c.n, c.k, narrow, 9);
+  const Inputs in(c);
+  ASSERT_TRUE(has_decode_product(w.w, c.m, in.steps(c), Device::cuda));
+  const Expected expected(c, w, in.x, in.norm, in.bias, in.before);
+  const Memory<bf16> y = run(c, w, in, c.m);
+  for (std::size_t i = 0; i < expected.y.size(); ++i) {
+    const double got = static_cast<double>(static_cast<float>(y[i])), want = expected.y[i];
+    // bf16 has 8 bits: of each rounding on the way, and of what the sum cancelled.
+    ASSERT_NEAR(got, want, 0.02 * std::abs(want) + 0.012 * expected.size) << "element " << i;
+  }
+  for (std::int64_t m = 0; m < c.m; ++m) {  // a row's bits are its own
+    const Memory<bf16> alone = run(c, w, in, 1, m);
+    for (std::size_t n = 0; n < alone.size(); ++n)
+      ASSERT_EQ(alone[n].bits, y[static_cast<std::size_t>(m) * alone.size() + n].bits) << "row " << m;
+  }
+}
+
+class DecodeProduct : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!test::on_gpu()) GTEST_SKIP() << "a GPU's kernel";
+  }
+};
+
+TEST_F(DecodeProduct, EveryFormatGivesTheProduct) {
+  for (const char* format : kFormats) {
+    expect_product(format, {1, 64, 512, ProductEnd::store, false, false});
+    expect_product(format, {3, 2144, 1280, ProductEnd::store, true, true});
+    expect_product(format, {8, 48, 2816, ProductEnd::add, false, true});
+    expect_product(format, {2, 4512, 768, ProductEnd::swiglu, true, false});
+  }
+}
+
+TEST_F(DecodeProduct, ScalesInBf16) {
+  for (const char* format : {"int4-g32", "int4-g64", "int4-g128", "int4-g128-zp"})
+    expect_product(format, {2, 176, 3584, ProductEnd::store, true, false}, true);
+}
+
+TEST_F(DecodeProduct, LongRows) {
+  for (const char* format : {"bf16", "int8", "nf4-dq", "int4-g128"})
+    expect_product(format, {1, 2128, 14336, ProductEnd::add, false, false});
+}
+
+TEST_F(DecodeProduct, RefusesWhatItCannotRead) {
+  const Memory<bf16> w = random_values(64 * 72, 1);
+  ProductSteps steps;
+  const auto has = [&](std::int64_t n, std::int64_t k, std::int64_t offset, std::int64_t rows = 1) {
+    return has_decode_product(View<const bf16>(w.data() + offset, {n, k}, {k, 1}), rows, steps, Device::cuda);
+  };
+  EXPECT_TRUE(has(32, 64, 0));
+  EXPECT_FALSE(has(32, 72, 0));
+  EXPECT_FALSE(has(33, 64, 0));
+  EXPECT_FALSE(has(32, 64, 1));
+  EXPECT_FALSE(has(32, 64, 0, 9));
+}
+
+}  // namespace
+}  // namespace ridge::kernels::testing
