@@ -126,7 +126,8 @@ bool Product::takes(std::int64_t rows, Device device) const {
 
 bool Product::recordable(const Tensor& room_RN) const {
   if (parts_.empty() || how_ == nullptr) return !parts_.empty();
-  return sums() && how_->one_shot != nullptr && how_->one_shot->takes(room_RN);
+  const parallel::OneShotReduce* ranks = how_->one_shot.get();
+  return ranks != nullptr && (sums() ? ranks->takes(room_RN) : ranks->gathers(room_RN));
 }
 
 void Product::multiply(const Tensor& x_RK, const Tensor& room_RN) const {
@@ -166,6 +167,8 @@ void Product::make_whole(const Tensor& room_RN) const {
     parallel::reduce_from_tp(room_RN, *how_->tp, how_->one_shot.get());
     return add_biases(room_RN);
   }
+  if (how_->one_shot != nullptr && how_->one_shot->gathers(room_RN))
+    return how_->one_shot->gather_columns(room_RN);
   const Tensor mine = room_RN.sliced(1, first_id_, first_id_ + piece_->out_features());
   room_RN.copy_from(parallel::gather_columns(mine, vocabulary_, *how_->tp));
 }

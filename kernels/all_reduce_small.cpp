@@ -1,13 +1,12 @@
 #include "kernels/all_reduce_small.h"
 
 #include <array>
-#include <atomic>
 #include <cstring>
-#include <thread>
 
 #include "core/base/error.h"
 #include "core/base/launch.h"
 #include "kernels/element.h"
+#include "kernels/meet_ranks.h"
 
 namespace ridge::kernels {
 namespace {
@@ -15,19 +14,13 @@ namespace {
 using small_sum::Cut;
 using small_sum::Layout;
 
-using Word = std::atomic_ref<std::uint32_t>;
-using Clock = std::chrono::steady_clock;
-
-std::uint32_t& word(std::byte* region, std::int64_t at) {
-  return reinterpret_cast<std::uint32_t*>(region)[at];
-}
-
 // One rank's sum as the kernel's blocks make it, a channel at a time.
 template <class T>
 class Sum {
  public:
-  Sum(const SmallSumRanks& ranks, const T* x, T* y, std::int64_t count)
+  Sum(const SmallSumRanks& ranks, const T* x, T* y, std::int64_t count, std::chrono::nanoseconds limit)
       : ranks_(ranks),
+        meet_(ranks, limit),
         x_(x),
         y_(y),
         count_(count),
@@ -36,26 +29,19 @@ class Sum {
   int channels() const { return cut_.channels; }
 
   void put(int channel) const {
-    const std::uint32_t use = last_use(channel) + 1;
+    T* mine = meet_.template slot<T>(ranks_.rank, channel, meet_.next_use(channel));
     const auto [begin, n] = elements(channel);
-    if (n > 0)
-      std::memcpy(slot(ranks_.rank, channel, use), x_ + begin, static_cast<std::size_t>(n) * sizeof(T));
-    for (int r = 0; r < ranks_.size; ++r) {
-      if (r == ranks_.rank) continue;
-      Word(word(ranks_.region[r], Layout::flag_word(channel, ranks_.rank)))
-          .store(use, std::memory_order_release);
-    }
+    if (n > 0) std::memcpy(mine, x_ + begin, static_cast<std::size_t>(n) * sizeof(T));
+    meet_.tell(channel);
   }
 
-  void take(int channel, std::chrono::nanoseconds limit) const {
-    const std::uint32_t use = last_use(channel) + 1;
-    for (int r = 0; r < ranks_.size; ++r) {
-      if (r != ranks_.rank) await(channel, r, use, limit);
-    }
-    last_use(channel) = use;
+  void take(int channel) const {
+    const std::uint32_t use = meet_.next_use(channel);
+    meet_.await(channel);
     const auto [begin, n] = elements(channel);
     std::array<const T*, small_sum::kMostRanks> parts{};
-    for (int r = 0; r < ranks_.size; ++r) parts[static_cast<std::size_t>(r)] = slot(r, channel, use);
+    for (int r = 0; r < ranks_.size; ++r)
+      parts[static_cast<std::size_t>(r)] = meet_.template slot<T>(r, channel, use);
     for (std::int64_t i = 0; i < n; ++i) {
       float sum = load(parts[0][i]);
       for (std::size_t r = 1; r < static_cast<std::size_t>(ranks_.size); ++r) sum += load(parts[r][i]);
@@ -70,29 +56,9 @@ class Sum {
     const std::int64_t begin = std::min(count_, cut_.begin(channel) * kEach);
     return {begin, std::min(count_, cut_.begin(channel + 1) * kEach) - begin};
   }
-  std::uint32_t& last_use(int channel) const {
-    return word(ranks_.region[ranks_.rank], Layout::use_word(channel));
-  }
-  T* slot(int rank, int channel, std::uint32_t use) const {
-    return reinterpret_cast<T*>(ranks_.region[rank] + ranks_.layout.slot_byte(channel, use));
-  }
-
-  void await(int channel, int peer, std::uint32_t use, std::chrono::nanoseconds limit) const {
-    const Word flag(word(ranks_.region[ranks_.rank], Layout::flag_word(channel, peer)));
-    const Clock::time_point begin = Clock::now();
-    for (int looks = 0; !small_sum::has_come(flag.load(std::memory_order_acquire), use); ++looks) {
-      if (Clock::now() - begin > limit)
-        fail("a sum over ranks: rank {} did not come to it within {:g} s: it has ended, or hangs", peer,
-             std::chrono::duration<double>(limit).count());
-      if (looks < 100) {
-        std::this_thread::yield();
-      } else {
-        std::this_thread::sleep_for(std::chrono::microseconds(20));
-      }
-    }
-  }
 
   const SmallSumRanks& ranks_;
+  MeetRanks meet_;
   const T* x_;
   T* y_;
   std::int64_t count_;
@@ -103,9 +69,9 @@ class Sum {
 template <class T>
 void sum_on_cpu(const SmallSumRanks& ranks, const T* x, T* y, std::int64_t count,
                 std::chrono::nanoseconds limit) {
-  const Sum<T> sum(ranks, x, y, count);
+  const Sum<T> sum(ranks, x, y, count, limit);
   for (int c = 0; c < sum.channels(); ++c) sum.put(c);
-  for (int c = 0; c < sum.channels(); ++c) sum.take(c, limit);
+  for (int c = 0; c < sum.channels(); ++c) sum.take(c);
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "parallel/one_shot_reduce.h"
 
+#include <algorithm>
+
 #include "core/base/cuda.h"
 #include "core/base/error.h"
 #include "core/base/stream.h"
@@ -43,10 +45,12 @@ OneShotReduce::OneShotReduce(Tensor memory, std::unique_ptr<PeerGroup> peers, co
   }
 }
 
-bool OneShotReduce::takes(const Tensor& x) const {
+bool OneShotReduce::knows(const Tensor& x) const {
   return (x.dtype() == DType::f32 || x.dtype() == DType::bf16) && x.device() == memory_.device() &&
-         x.numel() > 0 && x.bytes() <= options_.largest;
+         x.numel() > 0;
 }
+
+bool OneShotReduce::takes(const Tensor& x) const { return knows(x) && x.bytes() <= options_.largest; }
 
 void OneShotReduce::all_reduce(const Tensor& x) const {
   check(takes(x) && x.contiguous(),
@@ -57,6 +61,30 @@ void OneShotReduce::all_reduce(const Tensor& x) const {
   };
   if (x.dtype() == DType::bf16) return sum(std::type_identity<bf16>{});
   sum(std::type_identity<float>{});
+}
+
+// Of one rank.
+std::int64_t OneShotReduce::row_bytes(const Tensor& y_RV) const {
+  const std::int64_t each = kernels::RankColumns::of(y_RV.dim(1), ranks_.size).each;
+  return each * static_cast<std::int64_t>(size_of(y_RV.dtype()));
+}
+
+bool OneShotReduce::gathers(const Tensor& y_RV) const {
+  return y_RV.ndim() == 2 && knows(y_RV) && row_bytes(y_RV) <= options_.largest;
+}
+
+void OneShotReduce::gather_columns(const Tensor& y_RV) const {
+  check(gathers(y_RV) && y_RV.contiguous(),
+        "one-shot gather: dense rows of f32 or bf16, each no more than there is room for");
+  const std::int64_t rows = y_RV.dim(0), most = options_.largest / row_bytes(y_RV);
+  const auto gather = [&]<class T>(std::type_identity<T>) {
+    for (std::int64_t row = 0; row < rows; row += most) {
+      const Tensor some = y_RV.sliced(0, row, std::min(rows, row + most));
+      kernels::all_gather_small<T>(current_stream(y_RV.device()), ranks_, some.view<T>(), options_.limit);
+    }
+  };
+  if (y_RV.dtype() == DType::bf16) return gather(std::type_identity<bf16>{});
+  gather(std::type_identity<float>{});
 }
 
 std::unique_ptr<OneShotReduce> one_shot_reduce(Communicator& ranks, Device device, std::string* why,

@@ -1,5 +1,6 @@
-// Sums of a few values over the GPUs of one host, such as the rows of a decoding step: a kernel that reads
-// all ranks' memory (kernels/all_reduce_small.h) in place of a collective.
+// Sums of a few values over the GPUs of one host, such as the rows of a decoding step, and their logits: a
+// kernel that reads all ranks' memory (kernels/all_reduce_small.h, all_gather_small.h) in place of a
+// collective.
 #pragma once
 
 #include <chrono>
@@ -8,6 +9,7 @@
 #include <string>
 
 #include "core/tensor.h"
+#include "kernels/all_gather_small.h"
 #include "kernels/all_reduce_small.h"
 #include "parallel/peer_memory.h"
 
@@ -33,7 +35,15 @@ class OneShotReduce {
   /// is an Error; see kernels/all_reduce_small.h.
   void all_reduce(const Tensor& x) const;
 
+  /// Whether gather_columns takes y [R, V]: of a row, what one rank holds has room.
+  bool gathers(const Tensor& y_RV) const;
+  /// y [R, V], dense, in which each rank has its columns as gather_columns (collective_ops.h) cuts them, has
+  /// all of them: as all_reduce, among whose sums it is one of the same order.
+  void gather_columns(const Tensor& y_RV) const;
+
  private:
+  bool knows(const Tensor& x) const;
+  std::int64_t row_bytes(const Tensor& y_RV) const;
   OneShotReduce(Tensor memory, std::unique_ptr<PeerGroup> peers, const PeerBuffer& regions,
                 kernels::small_sum::Layout layout, OneShotOptions options);
 

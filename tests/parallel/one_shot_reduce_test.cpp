@@ -87,6 +87,35 @@ TEST(OneShotReduce, TakesWhatItHasRoomFor) {
   });
 }
 
+// As the collective has them, in several pieces where regions have room for a few rows; sums go between.
+TEST(OneShotReduce, GathersColumnsAsCollectivesDo) {
+  for (const int size : {2, 3, 8}) {
+    run_ranks(size, [&](Communicator& tp) {
+      const auto one_shot = among_threads(tp, 400);
+      for (const DType dtype : {DType::f32, DType::bf16}) {
+        for (const Shape& shape : {Shape{1, 67}, Shape{7, 67}, Shape{5, 3}, Shape{9, 128}}) {
+          const std::int64_t each = (shape[1] + size - 1) / size;
+          const std::int64_t begin = std::min(shape[1], tp.rank() * each);
+          const Tensor mine = random_tensor({shape[0], std::min(each, shape[1] - begin)}, dtype,
+                                            200 + static_cast<std::uint64_t>(tp.rank()));
+          const Tensor y = random_tensor(shape, dtype, 300 + static_cast<std::uint64_t>(tp.rank()));
+          y.sliced(1, begin, begin + mine.dim(1)).copy_from(mine);
+          ASSERT_TRUE(one_shot->gathers(y));
+          one_shot->gather_columns(y);
+          EXPECT_EQ(values_of(y), values_of(gather_columns(mine, shape[1], tp))) << size << " ranks";
+          const Tensor x = random_tensor({5}, dtype, 400);
+          const std::vector<double> want = sum_in_order(tp, x);
+          one_shot->all_reduce(x);
+          EXPECT_EQ(values_of(x), want);
+        }
+      }
+      EXPECT_FALSE(one_shot->gathers(Tensor::zeros({1, 101 * size}, DType::f32)));
+      EXPECT_FALSE(one_shot->gathers(Tensor::zeros({8}, DType::f32)));
+      EXPECT_THROW(one_shot->gather_columns(Tensor::zeros({4, 8}, DType::f32).sliced(1, 0, 4)), Error);
+    });
+  }
+}
+
 // Memory that cannot be shared.
 class NoPeers final : public PeerGroup {
  public:
@@ -269,6 +298,26 @@ TEST_F(OneShotRanks, RecordedOnceTheyRunAgain) {
     std::vector<float> grown(want.begin(), want.end());
     for (float& v : grown) v *= static_cast<float>(world().size() * world().size());
     ASSERT_LT(test::normalized_error(twice.on(Device::cpu), Tensor::from(grown, in.shape())), 2e-2) << i;
+  }
+}
+
+TEST_F(OneShotRanks, GatherWhatNcclGathers) {
+  const int size = world().size();
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const Shape& shape : {Shape{1, 128256}, Shape{3, 1003}, Shape{33, 32000}, Shape{2, 5}}) {
+      const std::int64_t each = (shape[1] + size - 1) / size;
+      const std::int64_t begin = std::min(shape[1], world().rank() * each);
+      const Tensor mine =
+          random_tensor({shape[0], std::min(each, shape[1] - begin)}, dtype, seed(), Device::cuda);
+      const Tensor y = random_tensor(shape, dtype, seed(), Device::cuda);
+      y.sliced(1, begin, begin + mine.dim(1)).copy_from(mine);
+      const Tensor want = gather_columns(mine, shape[1], *nccl_);
+      for (int i = 0; i < 5; ++i) {
+        lag();
+        one_shot_->gather_columns(y);
+      }
+      EXPECT_EQ(values_of(y.on(Device::cpu)), values_of(want.on(Device::cpu)));
+    }
   }
 }
 
