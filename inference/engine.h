@@ -48,6 +48,8 @@ class Engine {
   /// without a meaning, a cache that memory has no room for. A UserError for a logit that is NaN or +inf.
   std::vector<Generation> generate(std::span<const Request> requests);
 
+  /// Whether a step of decoding is recorded once and run again. Over ranks: where a kernel makes their sums.
+  bool records() const { return options_.graph; }
   /// Of the last call, or of the next one where it needs no more.
   std::int64_t cache_bytes() const { return cache_ == nullptr ? 0 : cache_->bytes(); }
   std::int64_t capacity() const { return cache_ == nullptr ? 0 : cache_->capacity(); }
