@@ -18,8 +18,9 @@ bool fits(const QuantizedWeight& w, const QuantizedWeight& first) {
   return whole && alike && !w.format.double_quant && w.codes.device() != Device::meta;
 }
 
-// One part of each weight, joined along its rows.
-Tensor join(const std::vector<Tensor*>& parts) {
+}  // namespace
+
+Tensor join_rows(const std::vector<Tensor*>& parts) {
   std::vector<Tensor> values;
   for (const Tensor* part : parts) values.push_back(*part);
   Tensor all = Tensor::joined(values);
@@ -39,8 +40,6 @@ Tensor join(const std::vector<Tensor*>& parts) {
   return all;
 }
 
-}  // namespace
-
 std::optional<QuantizedWeight> join_rows(const std::vector<QuantizedWeight*>& weights) {
   if (weights.size() < 2) return std::nullopt;
   const QuantizedWeight& first = *weights.front();
@@ -52,7 +51,7 @@ std::optional<QuantizedWeight> join_rows(const std::vector<QuantizedWeight*>& we
   const auto joined = [&](Tensor QuantizedWeight::*part) {
     std::vector<Tensor*> parts;
     for (QuantizedWeight* w : weights) parts.push_back(&(w->*part));
-    return parts.front()->defined() ? join(parts) : Tensor();
+    return parts.front()->defined() ? join_rows(parts) : Tensor();
   };
   all.codes = joined(&QuantizedWeight::codes);
   all.scales = joined(&QuantizedWeight::scales);

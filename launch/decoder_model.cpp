@@ -30,10 +30,15 @@ inference::EngineOptions DecoderOptions::engine() const {
   return how;
 }
 
+DType DecoderOptions::checked_dtype() const {
+  const DType parsed = parse_dtype(dtype);
+  require(parsed == DType::f32 || parsed == DType::bf16, "--dtype {}: give f32 or bf16", dtype);
+  engine();  // a bad cache format is said before work
+  return parsed;
+}
+
 std::unique_ptr<models::Llama> decoder_model(const DecoderOptions& options, Device device) {
-  const DType dtype = parse_dtype(options.dtype);
-  require(dtype == DType::f32 || dtype == DType::bf16, "--dtype {}: give f32 or bf16", options.dtype);
-  options.engine();  // a bad cache format is said before work
+  const DType dtype = options.checked_dtype();
   std::optional<kernels::WeightFormat> format;
   if (!options.quantize.empty()) format = kernels::parse_weight_format(options.quantize);
   require(format || !options.quantize_head, "--quantize-head needs --quantize with a weight format");

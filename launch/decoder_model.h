@@ -20,6 +20,8 @@ struct DecoderOptions {
   /// "bf16, weights int8, cache fp8"
   std::string describe() const;
   inference::EngineOptions engine() const;
+  /// UserErrors: another dtype than f32 and bf16, a bad cache format.
+  DType checked_dtype() const;
 };
 
 /// A UserError for a weight format that does not divide a layer, or for --quantize-head of a tied model.

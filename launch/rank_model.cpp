@@ -1,9 +1,12 @@
 #include "launch/rank_model.h"
 
+#include <functional>
 #include <map>
 
+#include "inference/quantized_rows.h"
 #include "launch/context.h"
 #include "launch/quantized_layers.h"
+#include "launch/workloads.h"
 #include "parallel/tensor_parallel.h"
 
 namespace ridge {
@@ -14,9 +17,9 @@ DType dtype_of_rank(const ModelOptions& options, const models::ModelConfig& conf
   return config.dtype == DType::bf16 ? DType::bf16 : DType::f32;
 }
 
-std::optional<kernels::WeightFormat> format_of(const ModelOptions& options) {
-  if (options.quantize.empty()) return std::nullopt;
-  return kernels::parse_weight_format(options.quantize);
+std::optional<kernels::WeightFormat> format_of(const std::string& name) {
+  if (name.empty()) return std::nullopt;
+  return kernels::parse_weight_format(name);
 }
 
 // Sums of few rows pass by the collectives where GPUs see each other's memory.
@@ -26,51 +29,112 @@ parallel::TensorParallelOptions shared_sums(parallel::Communicator& ranks, Devic
   if (device != Device::cuda || ranks.size() == 1) return how;
   std::string why;
   how.one_shot = parallel::one_shot_reduce(ranks, device, &why);
-  if (how.one_shot == nullptr) context.note("sums over ranks go through NCCL: " + why);
+  if (how.one_shot == nullptr)
+    context.note("sums over ranks go through NCCL, and steps are not recorded: " + why);
   return how;
+}
+
+// A parameter's whole value, on any device; of a quantized weight before it is so.
+using Dense = std::function<Tensor(const std::string& name, const Shape& shape)>;
+
+// Dense weights of one input lie side by side in memory: they are one product.
+void join_weights(models::Llama& model) {
+  std::map<std::string, nn::DenseLinear*> dense;
+  for (const nn::LinearSlot& slot : model.linears()) {
+    std::unique_ptr<nn::Linear>* inner = (*slot.slot)->inner();
+    if (inner == nullptr) continue;
+    if (auto* piece = dynamic_cast<nn::DenseLinear*>(inner->get())) dense[slot.path] = piece;
+  }
+  const auto join = [&](const std::string& path, const std::vector<std::string>& names) {
+    std::vector<Tensor*> weights, biases;
+    for (const std::string& name : names) {
+      const auto found = dense.find(path + name);
+      if (found == dense.end()) return;
+      weights.push_back(&found->second->weight());
+      if (found->second->bias().defined()) biases.push_back(&found->second->bias());
+    }
+    inference::join_rows(weights);
+    if (biases.size() == weights.size()) inference::join_rows(biases);
+  };
+  for (std::int64_t l = 0; l < model.config().layers; ++l) {
+    const std::string path = fmt::format("model.layers.{}.", l);
+    join(path, {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"});
+    join(path, {"mlp.gate_proj", "mlp.up_proj"});
+  }
+}
+
+void check_ranks(const models::ModelConfig& config, std::int64_t tp, const Context& context) {
+  require(tp == context.ranks().size(), "--tp {} needs as many ranks: {} were started", tp,
+          context.ranks().size());
+  parallel::check_tensor_parallel(config, static_cast<int>(tp), false, 0);
+}
+
+// One whole parameter at a time comes to life, and this rank keeps its piece.
+RankModel cut_over_ranks(const models::ModelConfig& config, DType dtype, QuantizedLayers& quantized,
+                         const Dense& dense, Device device, const Context& context) {
+  parallel::Mesh::Coordinates sizes;
+  sizes.fill(1);
+  sizes[static_cast<std::size_t>(parallel::Axis::tp)] = context.ranks().size();
+  RankModel mine;
+  mine.groups = context.groups(parallel::Mesh(sizes), device);
+  models::Llama plan(config, dtype, Device::meta);
+  quantized.replace(plan.linears());
+  std::map<std::string, Shape> whole;
+  for (const nn::Parameter& p : plan.parameters()) whole[p.name] = p.value->shape();
+
+  mine.model = std::make_unique<models::Llama>(config, dtype, Device::meta);
+  parallel::Communicator& ranks = mine.groups->along(parallel::Axis::tp);
+  auto places = parallel::apply_tensor_parallel(*mine.model, ranks, shared_sums(ranks, device, context));
+  quantized.replace_pieces(mine.model->linears(), ranks, places);
+  const PurposeScope purpose(Purpose::weights);
+  const auto near = [&](const std::string& name, const Shape& shape) {
+    return dense(name, shape).on(device);
+  };
+  for (const nn::Parameter& p : mine.model->parameters()) {
+    const parallel::Placement& place = places.at(p.name);
+    const bool codes = quantized.holds(p.name);
+    const Tensor all = codes ? quantized.value(p.name, near) : dense(p.name, whole.at(p.name));
+    const Tensor piece = place.dim < 0 ? all : all.sliced(place.dim, place.begin, place.end);
+    *p.value = (codes ? piece : piece.to(dtype)).contiguous_copy().on(device);
+  }
+  join_weights(*mine.model);
+  mine.model->adopt(device);
+  return mine;
 }
 
 }  // namespace
 
 RankModel load_over_ranks(const ModelOptions& options, std::int64_t tp, const Context& context) {
-  require(tp == context.ranks().size(), "--tp {} needs as many ranks: {} were started", tp,
-          context.ranks().size());
   require(options.adapter.empty(), "--tp takes a model without --adapter: merge it, or use one rank");
   require(!options.quantize_head, "--quantize-head takes one rank: leave it out with --tp");
   const models::ModelWeights weights(options.model);
-  parallel::check_tensor_parallel(weights.config(), static_cast<int>(tp), false, 0);
+  check_ranks(weights.config(), tp, context);
   const Device device = context.use_device();
-  parallel::Mesh::Coordinates sizes;
-  sizes.fill(1);
-  sizes[static_cast<std::size_t>(parallel::Axis::tp)] = static_cast<int>(tp);
-  RankModel mine;
-  mine.groups = context.groups(parallel::Mesh(sizes), device);
-  const DType dtype = dtype_of_rank(options, weights.config());
-  QuantizedLayers quantized(&weights, format_of(options));
-  models::Llama plan(weights.config(), dtype, Device::meta);
-  quantized.replace(plan.linears());
-  std::map<std::string, Shape> whole;
-  for (const nn::Parameter& p : plan.parameters()) whole[p.name] = p.value->shape();
-
-  mine.model = std::make_unique<models::Llama>(weights.config(), dtype, Device::meta);
-  parallel::Communicator& ranks = mine.groups->along(parallel::Axis::tp);
-  auto places = parallel::apply_tensor_parallel(*mine.model, ranks, shared_sums(ranks, device, context));
-  quantized.replace_pieces(mine.model->linears(), ranks, places);
+  QuantizedLayers quantized(&weights, format_of(options.quantize));
   weights.prefetch();
-  const PurposeScope purpose(Purpose::weights);
-  const auto dense = [&](const std::string& name, const Shape& shape) {
-    return weights.read(name, shape).on(device);
-  };
-  for (const nn::Parameter& p : mine.model->parameters()) {
-    const parallel::Placement& place = places.at(p.name);
-    const bool codes = quantized.holds(p.name);
-    const Tensor all = codes ? quantized.value(p.name, dense) : weights.read(p.name, whole.at(p.name));
-    const Tensor piece = place.dim < 0 ? all : all.sliced(place.dim, place.begin, place.end);
-    *p.value = (codes ? piece : piece.to(dtype)).contiguous_copy().on(device);
-  }
-  mine.model->adopt(device);
+  const auto stored = [&](const std::string& name, const Shape& shape) { return weights.read(name, shape); };
+  RankModel mine = cut_over_ranks(weights.config(), dtype_of_rank(options, weights.config()), quantized,
+                                  stored, device, context);
   for (const std::string& note : weights.notes()) context.note(note);
   return mine;
+}
+
+RankModel random_over_ranks(const DecoderOptions& options, std::int64_t tp, Device device,
+                            const Context& context) {
+  require(!options.quantize_head, "--quantize-head takes one rank: leave it out with --tp");
+  const DType dtype = options.checked_dtype();
+  const auto config = models::ModelConfig::load(options.model);
+  check_ranks(config, tp, context);
+  std::map<std::string, std::uint64_t> index;  // among the parameters of the dense model
+  for (models::Llama dense(config, dtype, Device::meta); const nn::Parameter& p : dense.parameters())
+    index[p.name] = index.size();
+  QuantizedLayers quantized(nullptr, format_of(options.quantize));
+  const auto drawn = [&](const std::string& name, const Shape& shape) {
+    Tensor value = Tensor::empty(shape, dtype, device);
+    models::initialize_parameter(config, {name, &value}, index.at(name), kWorkloadSeed);
+    return value;
+  };
+  return cut_over_ranks(config, dtype, quantized, drawn, device, context);
 }
 
 }  // namespace ridge

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "core/models/llama.h"
+#include "launch/decoder_model.h"
 #include "launch/model_options.h"
 #include "parallel/groups.h"
 
@@ -17,5 +18,9 @@ struct RankModel {
 /// Over all ranks, which load it together. UserErrors: another number of ranks than `tp`, one that cannot
 /// share the model, an adapter (not over ranks yet).
 RankModel load_over_ranks(const ModelOptions& options, std::int64_t tp, const Context& context);
+
+/// The random weights of decoder_model, cut the same way. UserErrors: as both.
+RankModel random_over_ranks(const DecoderOptions& options, std::int64_t tp, Device device,
+                            const Context& context);
 
 }  // namespace ridge

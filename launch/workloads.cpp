@@ -35,7 +35,7 @@ std::unique_ptr<models::Llama> workload_model(const std::string& folder, DType d
   if (!random && has_weights(folder))
     return models::load_model(folder, dtype, models::LoadMode::train, device).model;
   auto model = std::make_unique<models::Llama>(models::ModelConfig::load(folder), dtype, device);
-  model->initialize(0);
+  model->initialize(kWorkloadSeed);
   return model;
 }
 

@@ -16,6 +16,8 @@ namespace ridge {
 
 /// Whether a folder has weights beside its config.json.
 bool has_weights(const std::string& folder);
+/// Of random weights.
+inline constexpr std::uint64_t kWorkloadSeed = 0;
 /// The model in `folder`; where that holds a config.json alone, or `random` is set, with random weights.
 std::unique_ptr<models::Llama> workload_model(const std::string& folder, DType dtype, bool random,
                                               Device device = Device::cpu);

@@ -13,6 +13,7 @@
 #include "launch/context.h"
 #include "launch/decode_fit.h"
 #include "launch/decoder_model.h"
+#include "launch/rank_model.h"
 #include "launch/workloads.h"
 
 namespace ridge {
@@ -26,14 +27,16 @@ double mib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); 
 
 struct DecodeOptions {
   DecoderOptions model;
-  std::int64_t tokens = 10000, prompt = 25, batch = 1;
+  std::int64_t tokens = 10000, prompt = 25, batch = 1, tp = 1;
 };
 
+// Bytes are one rank's.
 struct DecodeReport {
   std::vector<double> latencies;  // of each token after the first
   LatencyFit fit;
   double seconds = 0, weight_bytes = 0, token_bytes = 0;  // token_bytes: of the cache, of all sequences
   std::int64_t cache_bytes = 0, peak_bytes = 0;
+  bool recorded = false;  // steps, on a GPU
   Ceilings roof;
 
   double count() const { return static_cast<double>(latencies.size()); }
@@ -60,23 +63,26 @@ std::vector<inference::Request> requests_of(const DecodeOptions& options, const 
 DecodeReport measure(const DecodeOptions& options, Context& context) {
   const Device device = context.use_device();
   DecodeReport r;
-  const auto model = decoder_model(options.model, device);
+  const RankModel held = options.tp == 1 ? RankModel{nullptr, decoder_model(options.model, device)}
+                                         : random_over_ranks(options.model, options.tp, device, context);
+  models::Llama& model = *held.model;
   inference::EngineOptions how = options.model.engine();
   how.slots = options.batch;
   how.capacity = options.prompt + options.tokens + 1;
-  inference::Engine engine(*model, how);
+  inference::Engine engine(model, how);
   reset_memory_peaks(device);
-  std::vector<inference::Request> warm = requests_of(options, *model, r.latencies);
+  std::vector<inference::Request> warm = requests_of(options, model, r.latencies);
   for (inference::Request& request : warm) request.max_new_tokens = std::min<std::int64_t>(4, options.tokens);
   engine.generate(warm);
   r.latencies.clear();
-  const auto results = engine.generate(requests_of(options, *model, r.latencies));
+  const auto results = engine.generate(requests_of(options, model, r.latencies));
   r.seconds = results.back().decode_seconds;
   r.fit = fit_latency(r.latencies);
-  r.weight_bytes = decoded_weight_bytes(*model);
+  r.weight_bytes = decoded_weight_bytes(model);
   r.token_bytes = static_cast<double>(engine.cache_bytes_per_token() * options.batch);
   r.cache_bytes = engine.cache_bytes();
   r.peak_bytes = memory_stats(device).peak_reserved;
+  r.recorded = engine.records();
   r.roof = measure_ceilings(device, parse_dtype(options.model.dtype));
   return r;
 }
@@ -93,7 +99,9 @@ double mean_bytes(const DecodeReport& r, const DecodeOptions& options) {
 JsonObject json_of(const DecodeReport& r, const DecodeOptions& options) {
   const double token = median(r.latencies), rate = mean_bytes(r, options) * r.count() / r.seconds;
   const double growth = r.fit.growth > 0 ? r.fit.growth : kNone;
-  return {{"token_seconds", token},
+  return {{"tp", options.tp},
+          {"recorded", r.recorded},
+          {"token_seconds", token},
           {"tokens_per_s", static_cast<double>(options.batch) * r.count() / r.seconds},
           {"bytes_per_token", mean_bytes(r, options)},
           {"bytes_per_s", rate},
@@ -113,6 +121,15 @@ JsonObject json_of(const DecodeReport& r, const DecodeOptions& options) {
           {"peak_bytes", r.peak_bytes}};
 }
 
+// What shares of the limit count, where ranks share the work.
+std::string of_ranks(const DecodeReport& r, const DecodeOptions& options) {
+  if (options.tp == 1) return "";
+  return fmt::format(
+      "over {} ranks: bytes and shares are of what one rank reads in its own memory, without sums over "
+      "ranks{}\n",
+      options.tp, r.recorded ? "; steps are recorded" : "");
+}
+
 std::string text_of(const DecodeReport& r, const DecodeOptions& options) {
   const double rate = mean_bytes(r, options) * r.count() / r.seconds, roof = r.roof.read_bytes_per_s;
   const std::string growth =
@@ -125,18 +142,19 @@ std::string text_of(const DecodeReport& r, const DecodeOptions& options) {
       "(median), {:.1f} GB/s = {:.1f}% of {:.1f} GB/s read\n"
       "latency(n) = B + (n - 1) / W: B {:.3f} ms ({:.1f}% of it would do); W {}\n"
       "jitter beyond that: p50 {:.3f} ms, p99 {:.3f} ms, most {:.3f} ms\n"
-      "weights {:.1f} MiB, cache {:.0f} bytes a token, {:.1f} MiB in all; peak {:.1f} MiB in tensors\n",
+      "weights {:.1f} MiB, cache {:.0f} bytes a token, {:.1f} MiB in all; peak {:.1f} MiB in tensors\n{}",
       options.model.model, options.model.describe(), options.batch, r.latencies.size(), options.prompt,
       static_cast<double>(options.batch) * r.count() / r.seconds, median(r.latencies) * 1e3, rate / 1e9,
       100 * rate / roof, roof / 1e9, r.fit.base * 1e3, 100 * ideal_base(r, options) / r.fit.base, growth,
       r.fit.p50 * 1e3, r.fit.p99 * 1e3, r.fit.most * 1e3, r.weight_bytes / (1 << 20), r.token_bytes,
-      mib(r.cache_bytes), mib(r.peak_bytes));
+      mib(r.cache_bytes), mib(r.peak_bytes), of_ranks(r, options));
 }
 
 void decode(const DecodeOptions& options, Context& context) {
   require(options.tokens >= 2, "--tokens is {}: give at least 2", options.tokens);
   require(options.prompt >= 1, "--prompt is {}: give at least 1", options.prompt);
   require(options.batch >= 1, "--batch is {}: give at least 1", options.batch);
+  require(options.tp >= 1, "--tp is {}: give at least 1", options.tp);
   const DecodeReport report = measure(options, context);
   context.emit(json_of(report, options), text_of(report, options));
 }
@@ -217,6 +235,7 @@ void add_bench_decode(const Command& bench, Context& context) {
   tokens.option("--steps", decoding->tokens, "The same");
   tokens.option("--prompt", decoding->prompt, "Tokens of the prompt");
   tokens.option("--batch", decoding->batch, "Sequences at once");
+  tokens.option("--tp", decoding->tp, "Ranks that share the model, under mpirun");
   tokens.run([decoding, &context] { decode(*decoding, context); });
   auto prompts = std::make_shared<PrefillOptions>();
   const Command lengths = bench.add("prefill", "Prompts of some lengths beside the matmul rate");

@@ -49,6 +49,34 @@ TEST(BenchDecode, EverySequenceCounts) {
   EXPECT_EQ(four.at("weight_bytes"), one.at("weight_bytes"));
 }
 
+// Norms are whole on every rank, and widths are cut unevenly; two heads of keys and values are on two ranks,
+// or each on two of four.
+TEST(BenchDecode, RanksShareTheModel) {
+  const Arguments words{"bench",    "decode", "--model",  data_file("models/bf16"),
+                        "--dtype",  "f32",    "--tokens", "20",
+                        "--device", "cpu",    "--json"};
+  const Json one = json_of(words);
+  EXPECT_EQ(one.at("tp"), 1);
+  for (const int tp : {2, 4}) {
+    Arguments over = words;
+    over.insert(over.end(), {"--tp", std::to_string(tp)});
+    const Outcome outcome = must_run(over, {.ranks = tp});
+    ASSERT_EQ(lines_of(outcome.out).size(), 1u) << outcome.out;
+    const Json shared = Json::parse(outcome.out);
+    EXPECT_EQ(shared.at("tp"), tp);
+    EXPECT_EQ(shared.at("recorded"), false);
+    const double whole = one.at("weight_bytes");
+    EXPECT_NEAR(tp * shared.at("weight_bytes").get<double>(), whole, 0.15 * whole);
+    EXPECT_EQ(2 * shared.at("cache_bytes_per_token").get<double>(), one.at("cache_bytes_per_token"));
+    const double rate = shared.at("bytes_per_s"), bytes = shared.at("bytes_per_token");
+    EXPECT_NEAR(rate / shared.at("tokens_per_s").get<double>(), bytes, 1);
+  }
+  Arguments text{words.begin(), words.end() - 1};
+  text.insert(text.end(), {"--tp", "2", "--quantize", "int8"});
+  EXPECT_NE(must_run(text, {.ranks = 2}).out.find("over 2 ranks: bytes and shares are of what one rank"),
+            std::string::npos);
+}
+
 TEST(BenchPrefill, EachLengthHasARow) {
   const Json p = json_of(
       {"bench", "prefill", "--model", kModel, "--dtype", "f32", "--lengths", "3", "50", "--runs", "2"});
@@ -90,6 +118,10 @@ TEST(BenchDecode, MistakesAreSaid) {
   refused({"decode", "--quantize", "int4-g128"}, {"48"});
   refused({"decode", "--quantize-head"}, {"--quantize-head", "--quantize"});
   refused({"decode", "--kv-cache", "f8"}, {"f8", "fp8"});
+  refused({"decode", "--tp", "0"}, {"--tp", "0"});
+  refused({"decode", "--tp", "3"}, {"--tp 3", "1 were started"});
+  refused({"decode", "--tp", "3", "--quantize", "int8", "--quantize-head"}, {"--quantize-head", "--tp"});
+  refused({"prefill", "--tp", "2"}, {"--tp"});
   refused({"prefill", "--lengths", "3x"}, {"--lengths", "3x"});
   refused({"prefill", "--lengths", "500"}, {"500 tokens", "128"});
   refused({"context", "--memory-gib", "-1"}, {"--memory-gib", "-1"});
