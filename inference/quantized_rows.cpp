@@ -20,7 +20,7 @@ bool fits(const QuantizedWeight& w, const QuantizedWeight& first) {
 
 }  // namespace
 
-Tensor join_rows(const std::vector<Tensor*>& parts) {
+Tensor join_tensors(const std::vector<Tensor*>& parts) {
   std::vector<Tensor> values;
   for (const Tensor* part : parts) values.push_back(*part);
   Tensor all = Tensor::joined(values);
@@ -51,7 +51,7 @@ std::optional<QuantizedWeight> join_rows(const std::vector<QuantizedWeight*>& we
   const auto joined = [&](Tensor QuantizedWeight::*part) {
     std::vector<Tensor*> parts;
     for (QuantizedWeight* w : weights) parts.push_back(&(w->*part));
-    return parts.front()->defined() ? join_rows(parts) : Tensor();
+    return parts.front()->defined() ? join_tensors(parts) : Tensor();
   };
   all.codes = joined(&QuantizedWeight::codes);
   all.scales = joined(&QuantizedWeight::scales);

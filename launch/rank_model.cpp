@@ -53,8 +53,8 @@ void join_weights(models::Llama& model) {
       weights.push_back(&found->second->weight());
       if (found->second->bias().defined()) biases.push_back(&found->second->bias());
     }
-    inference::join_rows(weights);
-    if (biases.size() == weights.size()) inference::join_rows(biases);
+    inference::join_tensors(weights);
+    if (biases.size() == weights.size()) inference::join_tensors(biases);
   };
   for (std::int64_t l = 0; l < model.config().layers; ++l) {
     const std::string path = fmt::format("model.layers.{}.", l);
