@@ -1,6 +1,7 @@
 #include "kernels/all_gather_small.h"
 #include "kernels/device/launch.cuh"
 #include "kernels/device/meet_ranks.cuh"
+#include "kernels/device/overlap.cuh"
 
 namespace ridge::kernels::cuda {
 namespace {
@@ -62,6 +63,8 @@ __global__ void __launch_bounds__(kThreads)
                             const __grid_constant__ Columns<T> columns, std::int64_t limit_ns,
                             ridge::cuda::Fault* fault) {
   constexpr int kSize = Pack<T>::kSize;
+  device::let_next_begin();
+  device::wait_for_previous();
   const int channel = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   const std::uint32_t use = device::next_use(ranks, channel);
   const std::int64_t slot = ranks.layout.slot_byte(channel, use);
@@ -96,8 +99,9 @@ void all_gather_small(Stream& stream, const SmallSumRanks& ranks, View<T> y_RV,
   const bool whole = device::aligned_rows(y_RV.data, 0) && columns.each % Pack<T>::kSize == 0 &&
                      columns.all % Pack<T>::kSize == 0;
   const Columns<T> at{y_RV.data, y_RV.dim(0), columns, whole};
-  all_gather_small_kernel<T><<<static_cast<unsigned>(cut.channels), kThreads, 0, device::native(stream)>>>(
-      ranks, cut, at, limit.count(), ridge::cuda::fault_slot());
+  device::launch_overlapped(device::native(stream), all_gather_small_kernel<T>,
+                            dim3(static_cast<unsigned>(cut.channels)), kThreads, 0, ranks, cut, at,
+                            static_cast<std::int64_t>(limit.count()), ridge::cuda::fault_slot());
 }
 
 template void all_gather_small<float>(Stream&, const SmallSumRanks&, View<float>, std::chrono::nanoseconds);

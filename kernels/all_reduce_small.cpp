@@ -1,7 +1,9 @@
 #include "kernels/all_reduce_small.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <vector>
 
 #include "core/base/error.h"
 #include "core/base/launch.h"
@@ -29,19 +31,33 @@ class Sum {
   int channels() const { return cut_.channels; }
 
   void put(int channel) const {
-    T* mine = meet_.template slot<T>(ranks_.rank, channel, meet_.next_use(channel));
     const auto [begin, n] = elements(channel);
-    if (n > 0) std::memcpy(mine, x_ + begin, static_cast<std::size_t>(n) * sizeof(T));
+    if (small_sum::is_pushed(cut_.packs)) {
+      push(channel, x_ + begin, n);
+    } else {
+      T* mine = meet_.template slot<T>(ranks_.rank, channel, meet_.next_use(channel));
+      std::memcpy(mine, x_ + begin, static_cast<std::size_t>(n) * sizeof(T));
+    }
     meet_.tell(channel);
   }
 
   void take(int channel) const {
-    const std::uint32_t use = meet_.next_use(channel);
-    meet_.await(channel);
     const auto [begin, n] = elements(channel);
     std::array<const T*, small_sum::kMostRanks> parts{};
-    for (int r = 0; r < ranks_.size; ++r)
-      parts[static_cast<std::size_t>(r)] = meet_.template slot<T>(r, channel, use);
+    std::array<std::vector<std::uint32_t>, small_sum::kMostRanks> pushed;
+    if (small_sum::is_pushed(cut_.packs)) {
+      for (int r = 0; r < ranks_.size; ++r) {
+        const auto at = static_cast<std::size_t>(r);
+        if (r != ranks_.rank) pushed[at] = words_from(r, channel, n);
+        parts[at] = r == ranks_.rank ? x_ + begin : reinterpret_cast<const T*>(pushed[at].data());
+      }
+      meet_.end_use(channel);
+    } else {
+      const std::uint32_t use = meet_.next_use(channel);
+      meet_.await(channel);
+      for (int r = 0; r < ranks_.size; ++r)
+        parts[static_cast<std::size_t>(r)] = meet_.template slot<T>(r, channel, use);
+    }
     for (std::int64_t i = 0; i < n; ++i) {
       float sum = load(parts[0][i]);
       for (std::size_t r = 1; r < static_cast<std::size_t>(ranks_.size); ++r) sum += load(parts[r][i]);
@@ -50,6 +66,24 @@ class Sum {
   }
 
  private:
+  static constexpr std::int64_t kInWord = 4 / std::int64_t{sizeof(T)};
+  static std::int64_t words_of(std::int64_t elements) { return (elements + kInWord - 1) / kInWord; }
+
+  void push(int channel, const T* values, std::int64_t n) const {
+    for (std::int64_t i = 0; i < words_of(n); ++i) {
+      std::uint32_t word = 0;
+      const std::int64_t some = std::min(kInWord, n - i * kInWord);
+      std::memcpy(&word, values + i * kInWord, static_cast<std::size_t>(some) * sizeof(T));
+      for (int r = 0; r < ranks_.size; ++r) {
+        if (r != ranks_.rank) meet_.push(r, channel, i, word);
+      }
+    }
+  }
+  std::vector<std::uint32_t> words_from(int rank, int channel, std::int64_t n) const {
+    std::vector<std::uint32_t> words;
+    for (std::int64_t i = 0; i < words_of(n); ++i) words.push_back(meet_.pushed(rank, channel, i));
+    return words;
+  }
   // {the first, how many}
   std::pair<std::int64_t, std::int64_t> elements(int channel) const {
     constexpr std::int64_t kEach = small_sum::kPack / std::int64_t{sizeof(T)};

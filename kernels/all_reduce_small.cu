@@ -1,6 +1,7 @@
 #include "kernels/all_reduce_small.h"
 #include "kernels/device/launch.cuh"
 #include "kernels/device/meet_ranks.cuh"
+#include "kernels/device/overlap.cuh"
 
 namespace ridge::kernels::cuda {
 namespace {
@@ -33,6 +34,70 @@ __device__ __forceinline__ void store_output(T* y, std::int64_t pack, std::int64
   }
 }
 
+/// In the order of ranks.
+template <class T>
+__device__ __forceinline__ void add_up(const Pack<T> (&parts)[kMostRanks], int ranks,
+                                       acc_t<T> (&sum)[Pack<T>::kSize]) {
+#pragma unroll
+  for (int k = 0; k < Pack<T>::kSize; ++k) sum[k] = parts[0][k];
+#pragma unroll
+  for (int r = 1; r < kMostRanks; ++r) {
+    if (r >= ranks) break;
+#pragma unroll
+    for (int k = 0; k < Pack<T>::kSize; ++k) sum[k] += parts[r][k];
+  }
+}
+
+/// y [n] = the ranks' sum of x [n], pushed: see all_reduce_small_layout.h. Thread t of block c has pack t of
+/// channel c, if there is one. y may be x: a thread writes where it alone has read.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    all_reduce_pushed_kernel(const __grid_constant__ SmallSumRanks ranks, const __grid_constant__ Cut cut,
+                             const T* x, T* y, std::int64_t n, bool aligned, std::int64_t limit_ns,
+                             ridge::cuda::Fault* fault) {
+  device::let_next_begin();  // what it reads that no kernel writes takes as long as the sum
+  device::wait_for_previous();
+  const int channel = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  const std::uint32_t use = device::next_use(ranks, channel), mark = small_sum::mark_of(use);
+  if (thread < cut.count(channel)) {
+    const std::int64_t pack = cut.begin(channel) + thread, place = thread * small_sum::kPushed;
+    const Pack<T> mine = load_input(x, pack, n, aligned);
+#pragma unroll
+    for (int r = 0; r < kMostRanks; ++r) {
+      if (r >= ranks.size || r == ranks.rank) continue;
+      std::byte* there = ranks.region[r] + ranks.layout.push_byte(channel, use, ranks.rank);
+      device::Marked::store(there + place, mine.raw, mark);
+    }
+    const auto from = [&](int r) {
+      return ranks.region[ranks.rank] + ranks.layout.push_byte(channel, use, r) + place;
+    };
+    device::Marked come[kMostRanks];
+#pragma unroll
+    for (int r = 0; r < kMostRanks; ++r) {
+      if (r < ranks.size && r != ranks.rank) come[r] = device::Marked::load(from(r));
+    }
+    Pack<T> parts[kMostRanks];
+#pragma unroll
+    for (int r = 0; r < kMostRanks; ++r) {
+      if (r >= ranks.size) continue;
+      parts[r] = mine;
+      if (r == ranks.rank) continue;
+      if (!come[r].has(mark)) {
+        device::await([&] { return (come[r] = device::Marked::load(from(r))).has(mark); }, use, r, limit_ns,
+                      fault);
+      }
+      parts[r].raw = come[r].raw();
+    }
+    acc_t<T> sum[Pack<T>::kSize];
+    add_up(parts, ranks.size, sum);
+    store_output(y, pack, n, aligned, sum);
+  }
+  // Nobody waits for them here, but flags are not to fall behind by half of what they count.
+  if (thread < ranks.size && thread != ranks.rank) device::tell(ranks, channel, use, thread);
+  __syncthreads();  // all have read the count
+  if (thread == 0) device::end_use(ranks, channel, use);
+}
+
 /// y [n] = the ranks' sum of x [n]. Block c is channel c: see all_reduce_small_layout.h. y may be x: a thread
 /// writes where it alone has read.
 template <class T>
@@ -41,6 +106,8 @@ __global__ void __launch_bounds__(kThreads)
                             const T* x, T* y, std::int64_t n, bool aligned, std::int64_t limit_ns,
                             ridge::cuda::Fault* fault) {
   constexpr int kSize = Pack<T>::kSize;
+  device::let_next_begin();
+  device::wait_for_previous();
   const int channel = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   const std::uint32_t use = device::next_use(ranks, channel);
   const std::int64_t slot = ranks.layout.slot_byte(channel, use);
@@ -59,14 +126,7 @@ __global__ void __launch_bounds__(kThreads)
         parts[r] = device::load_shared_by_ranks<T>(ranks.region[r] + slot + i * small_sum::kPack);
     }
     acc_t<T> sum[kSize];
-#pragma unroll
-    for (int k = 0; k < kSize; ++k) sum[k] = parts[0][k];
-#pragma unroll
-    for (int r = 1; r < kMostRanks; ++r) {
-      if (r >= ranks.size) break;
-#pragma unroll
-      for (int k = 0; k < kSize; ++k) sum[k] += parts[r][k];
-    }
+    add_up(parts, ranks.size, sum);
     store_output(y, first + i, n, aligned, sum);
   }
 }
@@ -79,8 +139,11 @@ void all_reduce_small(Stream& stream, const SmallSumRanks& ranks, View<const T> 
   const std::int64_t n = x.numel();
   const Cut cut = Cut::of(small_sum::packs_of(n * std::int64_t{sizeof(T)}));
   const bool aligned = device::aligned_rows(x.data, 0) && device::aligned_rows(y.data, 0);
-  all_reduce_small_kernel<T><<<static_cast<unsigned>(cut.channels), kThreads, 0, device::native(stream)>>>(
-      ranks, cut, x.data, y.data, n, aligned, limit.count(), ridge::cuda::fault_slot());
+  const auto kernel =
+      small_sum::is_pushed(cut.packs) ? all_reduce_pushed_kernel<T> : all_reduce_small_kernel<T>;
+  device::launch_overlapped(device::native(stream), kernel, dim3(static_cast<unsigned>(cut.channels)),
+                            kThreads, 0, ranks, cut, x.data, y.data, n, aligned,
+                            static_cast<std::int64_t>(limit.count()), ridge::cuda::fault_slot());
 }
 
 template void all_reduce_small<float>(Stream&, const SmallSumRanks&, View<const float>, View<float>,

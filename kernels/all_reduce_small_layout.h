@@ -8,6 +8,12 @@
 //
 // Two slots are enough: use n + 2 replaces what use n has put there, and comes after this rank has seen every
 // rank's n + 1, which a rank says in its use n + 1, after all that it has read in its use n.
+//
+// Or, for the smallest sums, a rank puts its values into every other rank's region, at its own place in
+// slot n % 2 of what is pushed there: 4 bytes beside 4 of a mark of the use, written and read as one. Who
+// waits for values sees them with their mark: one trip between GPUs in place of two (the LL protocol of
+// NCCL). A channel has a pack at least, so that it hears of every rank in every use, and the same two slots
+// do.
 #pragma once
 
 #include <algorithm>
@@ -21,12 +27,20 @@ inline constexpr int kThreads = 256;       // of a channel
 inline constexpr std::int64_t kPack = 16;  // bytes that move as one
 inline constexpr std::int64_t kLine = 32;  // words: channels share no 128 bytes
 
+inline constexpr int kPushChannels = 16;            // of sums that are pushed, a pack a thread
+inline constexpr std::int64_t kPushed = 2 * kPack;  // bytes of a pack with its marks
+
 constexpr std::int64_t packs_of(std::int64_t bytes) { return (bytes + kPack - 1) / kPack; }
 
 /// Whether a rank has come to use `use`: it may be one ahead.
 constexpr bool has_come(std::uint32_t flag, std::uint32_t use) {
   return static_cast<std::int32_t>(flag - use) >= 0;
 }
+
+/// Whether so many packs are pushed: the same on all ranks.
+constexpr bool is_pushed(std::int64_t packs) { return packs <= std::int64_t{kPushChannels} * kThreads; }
+/// What values of a use are marked with. No mark is 0, as memory is that nobody has written to.
+constexpr std::uint32_t mark_of(std::uint32_t use) { return 2 * use + 1; }
 
 /// How values are cut: `each` packs for each channel, the last ones fewer or none.
 struct Cut {
@@ -42,7 +56,8 @@ struct Cut {
   constexpr std::int64_t count(int channel) const { return begin(channel + 1) - begin(channel); }
 };
 
-/// Of a region: flags [channel, rank], counts of uses [channel], slots [2, channel, slot_packs].
+/// Of a region: flags [channel, rank], counts of uses [channel], slots [2, channel, slot_packs], what is
+/// pushed [2, channel, rank, push_packs()].
 struct Layout {
   std::int64_t slot_packs = 0;
 
@@ -57,8 +72,14 @@ struct Layout {
     const std::int64_t slot = static_cast<std::int64_t>(use % 2) * kChannels + channel;
     return 2 * kChannels * kLine * 4 + slot * slot_packs * kPack;
   }
+  constexpr std::int64_t push_packs() const { return std::min<std::int64_t>(slot_packs, kThreads); }
+  constexpr std::int64_t push_byte(int channel, std::uint32_t use, int rank) const {
+    const std::int64_t place =
+        (static_cast<std::int64_t>(use % 2) * kPushChannels + channel) * kMostRanks + rank;
+    return slot_byte(kChannels, 1) + place * push_packs() * kPushed;
+  }
   /// All of it.
-  constexpr std::int64_t bytes() const { return slot_byte(kChannels, 1); }
+  constexpr std::int64_t bytes() const { return push_byte(kPushChannels, 1, 0); }
 };
 
 }  // namespace ridge::kernels::small_sum

@@ -35,12 +35,31 @@ class MeetRanks {
     for (int r = 0; r < ranks_.size; ++r) {
       if (r != ranks_.rank) await(channel, r, use);
     }
-    last_use(channel) = use;
+    end_use(channel);
+  }
+  void end_use(int channel) const { ++last_use(channel); }
+
+  /// The i-th 4 bytes of what is pushed to rank `to`, and those that rank `from` pushes, awaited.
+  void push(int to, int channel, std::int64_t i, std::uint32_t value) const {
+    const std::uint32_t use = next_use(channel);
+    marked(ranks_.rank, to, channel, use, i)
+        .store(std::uint64_t{small_sum::mark_of(use)} << 32 | value, std::memory_order_release);
+  }
+  std::uint32_t pushed(int from, int channel, std::int64_t i) const {
+    const std::uint32_t use = next_use(channel);
+    const MarkedWord here = marked(from, ranks_.rank, channel, use, i);
+    std::uint64_t word = 0;
+    await_until(from, [&] {
+      word = here.load(std::memory_order_acquire);
+      return static_cast<std::uint32_t>(word >> 32) == small_sum::mark_of(use);
+    });
+    return static_cast<std::uint32_t>(word);
   }
 
  private:
   using Layout = small_sum::Layout;
   using Word = std::atomic_ref<std::uint32_t>;
+  using MarkedWord = std::atomic_ref<std::uint64_t>;
   using Clock = std::chrono::steady_clock;
 
   static std::uint32_t& word(std::byte* region, std::int64_t at) {
@@ -51,8 +70,12 @@ class MeetRanks {
   }
   void await(int channel, int peer, std::uint32_t use) const {
     const Word flag(word(ranks_.region[ranks_.rank], Layout::flag_word(channel, peer)));
+    await_until(peer, [&] { return small_sum::has_come(flag.load(std::memory_order_acquire), use); });
+  }
+  template <class F>
+  void await_until(int peer, const F& come) const {
     const Clock::time_point begin = Clock::now();
-    for (int looks = 0; !small_sum::has_come(flag.load(std::memory_order_acquire), use); ++looks) {
+    for (int looks = 0; !come(); ++looks) {
       if (Clock::now() - begin > limit_)
         fail("a sum over ranks: rank {} did not come to it within {:g} s: it has ended, or hangs", peer,
              std::chrono::duration<double>(limit_).count());
@@ -62,6 +85,11 @@ class MeetRanks {
         std::this_thread::sleep_for(std::chrono::microseconds(20));
       }
     }
+  }
+  // Of 4 bytes, the i-th of what `from` pushes to `to`, with their mark.
+  MarkedWord marked(int from, int to, int channel, std::uint32_t use, std::int64_t i) const {
+    std::byte* at = ranks_.region[to] + ranks_.layout.push_byte(channel, use, from);
+    return MarkedWord(reinterpret_cast<std::uint64_t*>(at)[i]);
   }
 
   const SmallSumRanks& ranks_;

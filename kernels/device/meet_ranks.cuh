@@ -42,22 +42,71 @@ __device__ __forceinline__ std::uint32_t* words(std::byte* region) {
   return reinterpret_cast<std::uint32_t*>(region);
 }
 
-/// A rank that never comes ends the kernel, and all that this process would run after it.
-__device__ __forceinline__ void await(const std::uint32_t* flag, std::uint32_t use, int peer,
-                                      std::int64_t limit_ns, ridge::cuda::Fault* fault) {
-  if (small_sum::has_come(load_acquire(flag), use)) return;
+/// Until come() is true. A rank that never comes ends the kernel, and all that this process would run after
+/// it.
+template <class F>
+__device__ __forceinline__ void await(const F& come, std::uint32_t use, int peer, std::int64_t limit_ns,
+                                      ridge::cuda::Fault* fault) {
+  if (come()) return;
   const std::int64_t begin = nanoseconds_now();
-  while (!small_sum::has_come(load_acquire(flag), use)) {
-    if (nanoseconds_now() - begin <= limit_ns) continue;
+  for (unsigned looks = 1; !come(); ++looks) {
+    if (looks % 64 != 0 || nanoseconds_now() - begin <= limit_ns) continue;
     report(fault, ridge::cuda::FaultKind::absent_rank, peer, use, limit_ns);
     __threadfence_system();  // the host reads it after the trap
     __trap();
   }
 }
 
+/// A pack with its marks: each 64 bits are 32 of values and a mark, and are written and read at once.
+struct Marked {
+  std::uint64_t words[4];
+
+  static __device__ __forceinline__ Marked load(const std::byte* from) {
+    Marked m;
+    const auto at = __cvta_generic_to_global(from);
+    asm volatile("ld.relaxed.sys.global.v2.u64 {%0, %1}, [%2];"
+                 : "=l"(m.words[0]), "=l"(m.words[1])
+                 : "l"(at)
+                 : "memory");
+    asm volatile("ld.relaxed.sys.global.v2.u64 {%0, %1}, [%2+16];"
+                 : "=l"(m.words[2]), "=l"(m.words[3])
+                 : "l"(at)
+                 : "memory");
+    return m;
+  }
+  static __device__ __forceinline__ void store(std::byte* to, const uint4& raw, std::uint32_t mark) {
+    const std::uint64_t high = static_cast<std::uint64_t>(mark) << 32;
+    const auto at = __cvta_generic_to_global(to);
+    asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};" ::"l"(at), "l"(high | raw.x),
+                 "l"(high | raw.y)
+                 : "memory");
+    asm volatile("st.relaxed.sys.global.v2.u64 [%0+16], {%1, %2};" ::"l"(at), "l"(high | raw.z),
+                 "l"(high | raw.w)
+                 : "memory");
+  }
+  __device__ __forceinline__ bool has(std::uint32_t mark) const {
+    bool all = true;
+#pragma unroll
+    for (const std::uint64_t word : words) all = all && static_cast<std::uint32_t>(word >> 32) == mark;
+    return all;
+  }
+  __device__ __forceinline__ uint4 raw() const {
+    return {static_cast<unsigned>(words[0]), static_cast<unsigned>(words[1]), static_cast<unsigned>(words[2]),
+            static_cast<unsigned>(words[3])};
+  }
+};
+
 /// Which use of a channel this is. All threads read it before they come to meet_ranks.
 __device__ __forceinline__ std::uint32_t next_use(const SmallSumRanks& ranks, int channel) {
   return words(ranks.region[ranks.rank])[small_sum::Layout::use_word(channel)] + 1;
+}
+
+__device__ __forceinline__ void tell(const SmallSumRanks& ranks, int channel, std::uint32_t use, int peer) {
+  store_release(words(ranks.region[peer]) + small_sum::Layout::flag_word(channel, ranks.rank), use);
+}
+/// One thread says so when all have read next_use().
+__device__ __forceinline__ void end_use(const SmallSumRanks& ranks, int channel, std::uint32_t use) {
+  words(ranks.region[ranks.rank])[small_sum::Layout::use_word(channel)] = use;
 }
 
 /// After all of the block's values are in its slot: returns when all ranks' are in theirs. Every thread calls
@@ -69,10 +118,12 @@ __device__ __forceinline__ void meet_ranks(const SmallSumRanks& ranks, int chann
   const int thread = static_cast<int>(threadIdx.x);
   std::uint32_t* mine = words(ranks.region[ranks.rank]);
   const bool meets = thread < ranks.size && thread != ranks.rank;
-  if (meets) store_release(words(ranks.region[thread]) + Layout::flag_word(channel, ranks.rank), use);
+  if (meets) tell(ranks, channel, use, thread);
   __syncwarp();  // everybody is told before anybody is waited for
-  if (meets) await(mine + Layout::flag_word(channel, thread), use, thread, limit_ns, fault);
-  if (thread == 0) mine[Layout::use_word(channel)] = use;
+  const std::uint32_t* flag = mine + Layout::flag_word(channel, thread);
+  if (meets)
+    await([&] { return small_sum::has_come(load_acquire(flag), use); }, use, thread, limit_ns, fault);
+  if (thread == 0) end_use(ranks, channel, use);
   __syncthreads();
 }
 

@@ -241,6 +241,12 @@ TEST(SmallSumLayout, EveryPackBelongsToOneChannelThatHasRoom) {
         end += cut.count(c);
       }
       ASSERT_EQ(end, packs);
+      if (!small_sum::is_pushed(packs)) continue;
+      ASSERT_LE(cut.channels, small_sum::kPushChannels);
+      for (int c = 0; c < cut.channels; ++c) {  // every channel hears of every rank
+        ASSERT_GE(cut.count(c), 1) << packs;
+        ASSERT_LE(cut.count(c), layout.push_packs()) << packs << " of " << most;
+      }
     }
   }
 }
@@ -259,6 +265,11 @@ TEST(SmallSumLayout, NothingOverlaps) {
       EXPECT_EQ(layout.slot_byte(c, use) % small_sum::kPack, 0);
       EXPECT_EQ(layout.slot_byte(c, use), layout.slot_byte(c, use + 2));
       own(layout.slot_byte(c, use), layout.slot_packs * small_sum::kPack);
+      for (int r = 0; r < small_sum::kMostRanks && c < small_sum::kPushChannels; ++r) {
+        EXPECT_EQ(layout.push_byte(c, use, r) % small_sum::kPack, 0);
+        EXPECT_EQ(layout.push_byte(c, use, r), layout.push_byte(c, use + 2, r));
+        own(layout.push_byte(c, use, r), layout.push_packs() * small_sum::kPushed);
+      }
     }
   }
   EXPECT_EQ(*std::max_element(owners.begin(), owners.end()), 1);
@@ -269,6 +280,9 @@ TEST(SmallSumLayout, CountsWrapAround) {
     EXPECT_FALSE(small_sum::has_come(use - 1, use));
     EXPECT_TRUE(small_sum::has_come(use, use));
     EXPECT_TRUE(small_sum::has_come(use + 1, use));
+    EXPECT_NE(small_sum::mark_of(use), 0u);
+    for (const std::uint32_t before : {1u, 2u, 4u, 0x7FFFFFFEu})
+      EXPECT_NE(small_sum::mark_of(use), small_sum::mark_of(use - before));
   }
 }
 
