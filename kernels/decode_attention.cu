@@ -12,7 +12,18 @@ namespace {
 using namespace decode_detail;
 
 constexpr int kFewStages = 3, kManyStages = 2;
-constexpr int kManyBlocks = 2;  // of a multiprocessor
+constexpr int kManyBlocks = 2;         // of a multiprocessor
+constexpr int kManyBytes = 80 * 1024;  // at least: a third block beside two would leave others idle
+
+// Kernels that overlap all prefer the largest share of shared memory: to change it, a multiprocessor has to
+// be empty.
+template <class Kernel>
+cudaError_t allow_shared(Kernel* kernel, int bytes) {
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+}
 
 struct DecodeLaunch {
   const Stream& stream;
@@ -28,12 +39,12 @@ struct DecodeLaunch {
                                              Ring<K, kDim>::kKeys));
   }
   template <class K, int kDim, class Kernel>
-  void run(Kernel* kernel, int blocks, int most_stages, int more_bytes) {
+  void run(Kernel* kernel, int blocks, int most_stages, int more_bytes, int least_bytes) {
     const int all = tiles<K, kDim>(), warps = std::min(kPartWarps, all),
               stages = std::min<int>(most_stages, static_cast<int>(device::ceil_div(all, kPartWarps)));
     params.ring_bytes = stages * Ring<K, kDim>::kStageBytes;
-    const int bytes =
-        more_bytes + std::max(warps * params.ring_bytes, DecodeWarps<kDim>::bytes(params.share));
+    const int bytes = more_bytes + std::max({warps * params.ring_bytes,
+                                             DecodeWarps<kDim>::bytes(params.share), least_bytes});
     device::launch_overlapped(
         device::native(stream), kernel,
         dim3(static_cast<unsigned>(blocks * params.groups), static_cast<unsigned>(batch)), 32 * kPartWarps,
@@ -42,23 +53,22 @@ struct DecodeLaunch {
   template <class K, int kDim>
   void few() {
     const auto kernel = attend_few_keys<K, kDim, kFewStages>;
-    static const cudaError_t kAllowed = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes<K, kDim>(kFewStages));
+    static const cudaError_t kAllowed = allow_shared(kernel, most_bytes<K, kDim>(kFewStages));
     check_cuda(kAllowed);
-    run<K, kDim>(kernel, kClusterParts, kFewStages, DecodeExchange<kDim>::bytes(params.share));
+    run<K, kDim>(kernel, kClusterParts, kFewStages, DecodeExchange<kDim>::bytes(params.share), 0);
   }
   template <class K, int kDim>
   void many() {
     const auto kernel = attend_many_keys<K, kDim, kManyStages, kManyBlocks>;
-    static const cudaError_t kAllowed = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes<K, kDim>(kManyStages));
+    static const cudaError_t kAllowed = allow_shared(kernel, most_bytes<K, kDim>(kManyStages));
     check_cuda(kAllowed);
-    run<K, kDim>(kernel, most_parts(params.groups), kManyStages, 0);
+    run<K, kDim>(kernel, most_parts(params.groups), kManyStages, 0, kManyBytes);
   }
   template <class K, int kDim>
   static int most_bytes(int stages) {
     return DecodeExchange<kDim>::bytes(kMostShare) +
-           std::max(kPartWarps * stages * Ring<K, kDim>::kStageBytes, DecodeWarps<kDim>::bytes(kMostShare));
+           std::max({kPartWarps * stages * Ring<K, kDim>::kStageBytes, DecodeWarps<kDim>::bytes(kMostShare),
+                     kManyBytes});
   }
   template <class K, int kDim>
   void queue() {

@@ -8,7 +8,6 @@
 #include <cstdint>
 
 #include "core/base/dtype.h"
-#include "core/base/dtype.h"
 #include "core/base/stream.h"
 #include "core/base/view.h"
 #include "kernels/cached_attention.h"

@@ -13,8 +13,8 @@ inline constexpr std::int32_t kMostShare = 8;   // query heads a key-value head
 
 /// Up to so many keys are few: a cluster of blocks reads them as fast as all blocks do.
 constexpr std::int32_t few_keys(std::int32_t groups) {
-  const std::int32_t n = 512 * groups;
-  return n < 1024 ? 1024 : (n < 4096 ? n : 4096);
+  const std::int32_t n = 256 * groups;
+  return n < 1024 ? 1024 : (n < 2048 ? n : 2048);
 }
 constexpr std::int32_t most_parts(std::int32_t groups) {
   const std::int32_t n = cached_detail::kGpuUnits / groups / 8 * 8;
@@ -22,13 +22,11 @@ constexpr std::int32_t most_parts(std::int32_t groups) {
 }
 
 struct DecodeCut : cached_detail::KeyCut {
-  bool few;
-
   constexpr DecodeCut(std::int32_t from, std::int32_t to, std::int32_t groups)
       : KeyCut(
             from, to,
-            {to - from <= few_keys(groups) ? kClusterParts : most_parts(groups), cached_detail::kWholeKeys}),
-        few(to - from <= few_keys(groups)) {}
+            {to - from <= few_keys(groups) ? kClusterParts : most_parts(groups), cached_detail::kWholeKeys}) {
+  }
 };
 
 }  // namespace ridge::kernels::decode_detail

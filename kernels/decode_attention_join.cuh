@@ -64,26 +64,6 @@ struct DecodeWarps {
   }
 };
 
-/// Up to 32 kPer parts of one row: lane l has parts l + 32 i.
-template <int kPer>
-struct DecodeWeights {
-  float of[kPer];  // a part's factor; 0: it has nothing
-  float sum = 0;   // of all weights
-
-  explicit __device__ __forceinline__ DecodeWeights(const float2 (&peaks)[kPer]) {
-    float most = -INFINITY;
-#pragma unroll
-    for (int i = 0; i < kPer; ++i) most = fmaxf(most, peaks[i].x);
-    most = finite_base(device::warp_all<device::Max>(most));
-#pragma unroll
-    for (int i = 0; i < kPer; ++i) {
-      of[i] = fast_power2(peaks[i].x - most);
-      sum += of[i] * peaks[i].y;
-    }
-    sum = device::warp_all<device::Sum>(sum);
-  }
-};
-
 /// 16 columns of every part of the cluster, in a block's shared memory: [parts, share, 16], then [parts,
 /// share] pairs of maximum and sum of weights.
 template <int kDim>
@@ -132,21 +112,20 @@ struct DecodeExchange {
   /// The columns of slice `slice` of o: lane l has part l / 4, and columns 4 (l % 4) and on.
   __device__ __forceinline__ void join(const DecodeBlock& block, int slice) const {
     for (int row = warp_id(); row < share; row += decode_detail::kPartWarps) {
-      const float4 x = sums_of(lane_id() / 4, row, 4 * (lane_id() % 4));
-      float2 of[1] = {{-INFINITY, 0}};
-      if (lane_id() < kParts) of[0] = peak_of(lane_id(), row);
-      const DecodeWeights<1> weights(of);
-      const float factor = __shfl_sync(0xFFFFFFFFu, weights.of[0], lane_id() / 4);
+      const int part = lane_id() / 4, column = 4 * (lane_id() % 4);
+      const float2 of = peak_of(part, row);
+      const float4 x = sums_of(part, row, column);
+      const float factor = fast_power2(of.x - finite_base(over_rows(of.x, device::Max{})));
+      const float sum = over_rows(__fmul_rn(factor, of.y), device::Sum{});
       float4 all{0, 0, 0, 0};
-      if (factor != 0) scale_add(all, x, factor);
+      scale_add(all, x, factor);
 #pragma unroll
       for (int lanes = 4; lanes < 32; lanes *= 2) {
         all = added(all,
                     {__shfl_xor_sync(0xFFFFFFFFu, all.x, lanes), __shfl_xor_sync(0xFFFFFFFFu, all.y, lanes),
                      __shfl_xor_sync(0xFFFFFFFFu, all.z, lanes), __shfl_xor_sync(0xFFFFFFFFu, all.w, lanes)});
       }
-      if (lane_id() < 4)
-        write_four(block.o_of(row, kDim) + slice * kColumns + 4 * lane_id(), all, inverse_sum(weights.sum));
+      if (lane_id() < 4) write_four(block.o_of(row, kDim) + slice * kColumns + column, all, inverse_sum(sum));
     }
   }
 };
@@ -197,34 +176,41 @@ struct DecodeParts {
   __device__ __forceinline__ void join() const {
     const int parts = at.cut.parts, column = 4 * lane_id() < kDim ? 4 * lane_id() : 0;
     for (int row = warp_id(); row < at.p.share; row += decode_detail::kPartWarps) {
-      float2 of[kMost / 32];
+      float2 of[kMost / kAtOnce];  // lane l has parts l + 32 i
+      float most = -INFINITY;
 #pragma unroll
-      for (int i = 0; i < kMost / 32; ++i) {
-        const int part = lane_id() + 32 * i;
+      for (int i = 0; i < kMost / kAtOnce; ++i) {
+        const int part = lane_id() + kAtOnce * i;
         of[i] = {-INFINITY, 0};
         if (part < parts) of[i] = __ldcg(peaks + part * at.p.share + row);
+        most = of[i].x > most ? of[i].x : most;
       }
-      float4 sum[8] = {}, x[kAtOnce];
+      float4 sums_8[8] = {};
+      float weights_8[8] = {};
 #pragma unroll
       for (int batch = 0; batch < kMost / kAtOnce; ++batch) {
         if (batch * kAtOnce >= parts) break;
+        float4 x[kAtOnce];
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i)  // all under way before the first is needed
           x[i] = __ldcg(sums_of(min(batch * kAtOnce + i, parts - 1), row, column));
-        const DecodeWeights<kMost / 32> weights(of);
+        if (batch == 0) most = finite_base(device::warp_all<device::Max>(most));
+        const float factor = fast_power2(of[batch].x - most), weight = __fmul_rn(factor, of[batch].y);
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          const float factor = __shfl_sync(0xFFFFFFFFu, weights.of[batch], i);
-          if (factor != 0) scale_add(sum[i % 8], x[i], factor);
+        for (int i = 0; i < kAtOnce; ++i) {  // parts that are not there weigh 0
+          scale_add(sums_8[i % 8], x[i], __shfl_sync(0xFFFFFFFFu, factor, i));
+          weights_8[i % 8] += __shfl_sync(0xFFFFFFFFu, weight, i);
         }
       }
-      const DecodeWeights<kMost / 32> weights(of);
 #pragma unroll
       for (int step = 1; step < 8; step *= 2) {
 #pragma unroll
-        for (int s = 0; s < 8; s += 2 * step) sum[s] = added(sum[s], sum[s + step]);
+        for (int s = 0; s < 8; s += 2 * step) {
+          sums_8[s] = added(sums_8[s], sums_8[s + step]);
+          weights_8[s] += weights_8[s + step];
+        }
       }
-      if (4 * lane_id() < kDim) write_four(at.o_of(row, kDim) + column, sum[0], inverse_sum(weights.sum));
+      if (4 * lane_id() < kDim) write_four(at.o_of(row, kDim) + column, sums_8[0], inverse_sum(weights_8[0]));
     }
   }
 };
