@@ -52,15 +52,10 @@ bool visit(const DecodeWeight& w, const F& f) {
 DecodeScales scales_of(const QuantView& w, int unit_columns) {
   DecodeScales s{};
   const bool by_row = w.format.group == 0;
-  const int size = w.format.double_quant ? 1 : (w.scale_dtype == DType::bf16 ? 2 : 4);
-  const int across = by_row ? 1 : static_cast<int>(device::ceil_div(w.cols, w.format.group));
   s.scales = w.format.double_quant ? w.scale_codes : static_cast<const std::uint8_t*>(w.scales);
   s.zeros = w.format.zero_points ? w.zeros : nullptr;
-  s.scale_bytes = (w.format.tiles ? 1 : kTileRows) * across * size;
-  s.bytes = s.scale_bytes + (w.format.zero_points ? kTileRows * across : 0);
-  s.step = s.scale_bytes;
-  s.tile_shift = w.format.tiles ? log2_of(kTile / kTileRows) : 0;
-  s.across = w.format.tiles ? 0 : across;
+  s.across = by_row ? 1 : device::ceil_div(w.cols, w.format.group);
+  s.row_shift = w.format.tiles ? log2_of(kTile) : 0;
   s.unit_shift = by_row ? 30 : log2_of(w.format.group / unit_columns);
   s.nested = w.nested_scales;
   s.map = w.nested_map;
@@ -94,7 +89,7 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   p.columns = static_cast<int>(cols);
   p.units = p.columns / Format::Layout::kColumns;
   p.used_bytes = p.units * Format::Layout::kBytes;
-  p.slabs = static_cast<int>(device::ceil_div(p.used_bytes, kSlabBytes));
+  p.pieces = static_cast<int>(device::ceil_div(p.used_bytes, kPieceBytes));
   p.tiles = p.outputs / kTileRows;
   p.norm = steps.norm_K.data;
   p.eps = static_cast<float>(steps.eps);
@@ -102,16 +97,19 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   return p;
 }
 
-/// Whole tiles and units, at addresses that the copy engine takes.
+/// Whole tiles and units, at addresses that can be copied from.
 template <class Format>
 bool takes(const DecodeParams& p) {
   const DecodeScales& s = p.scale;
   const bool whole = p.outputs > 0 && p.outputs % kTileRows == 0 && p.columns % Format::Layout::kColumns == 0;
-  const bool places = aligned(p.codes) && p.row_bytes % 16 == 0 && aligned(s.scales) && aligned(s.zeros) &&
-                      s.scale_bytes % 16 == 0;
+  const bool places = aligned(p.codes) && p.row_bytes % 16 == 0 && aligned(s.scales) && aligned(s.zeros);
+  constexpr int kStep = std::clamp(Piece<Format>::kScaleBytes, 1, 16);
+  constexpr int kZeros = std::max(1, Piece<Format>::kZeroBytes);
+  const bool steps = s.across * Format::kScaleBytes % kStep == 0 && s.across % kZeros == 0;
+  const bool groups = Format::kScaledAtEnd || s.unit_shift == (Piece<Format>::kTiles ? 1 : 0);
   const bool nested = !Format::kNested || (s.across <= kNestedBlock && s.first_block < kMost);
   const bool norm = p.norm == nullptr || (p.columns <= kMostNorm && aligned(p.norm));
-  return whole && places && nested && norm;
+  return whole && places && steps && groups && nested && norm;
 }
 
 bool small(const DecodeWeight& w) {

@@ -1,9 +1,9 @@
 // Few rows of x times a matrix whose bytes are read once, at the memory's rate.
 //
-// Blocks take tiles of 16 rows of w in turn. One warp has the copy engine bring slabs of a tile's rows into a
-// ring in shared memory; eight warps have an eighth of each slab's columns, turn codes into the 16-row
-// operand of tensor cores in registers, and leave their part of the tile's sums to the warp that comes last.
-// Nobody waits for all. The ring is filled before the kernels ahead in the stream have ended.
+// Blocks take tiles of 16 rows of w in turn. Each warp has every eighth piece of a tile's columns: it copies
+// them into a ring of its own in shared memory several pieces ahead, turns codes into the 16-row operand of
+// tensor cores in registers, and leaves its part of the tile's sums to the warp that comes last. No warp
+// waits for another. The rings are filled before the kernels ahead in the stream have ended.
 //
 // Shapes as in decode_product_params.cuh.
 #pragma once
@@ -11,8 +11,9 @@
 #include "core/base/cuda.h"
 #include "core/base/cuda_check.h"
 #include "kernels/decode_product_params.cuh"
+#include "kernels/device/async_copy.cuh"
+#include "kernels/device/barrier.cuh"
 #include "kernels/device/block.cuh"
-#include "kernels/device/bulk.cuh"
 #include "kernels/device/mma.cuh"
 #include "kernels/device/overlap.cuh"
 #include "kernels/device/pack.cuh"
@@ -21,22 +22,10 @@
 
 namespace ridge::kernels::cuda {
 
-/// A place in the ring of stages, and the parity of its barriers' phase.
-struct RingPlace {
-  int stage = 0;
-  std::uint32_t parity = 0;
-  __device__ __forceinline__ void next(int stages) {
-    if (++stage < stages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
-
 /// A block's shared memory.
 template <class Format, int kHalves>
 struct DecodeBlock {
   using Layout = typename Format::Layout;
-  static constexpr int kPitch = DecodeShared::pitch<Format>();
   const DecodeParams& p;
   const DecodeShared& at;
   char* memory;
@@ -48,28 +37,23 @@ struct DecodeBlock {
   __device__ __forceinline__ std::uint32_t address(int offset) const {
     return base + static_cast<std::uint32_t>(offset);
   }
-  __device__ __forceinline__ std::uint32_t full(int stage) const { return address(at.barriers + 16 * stage); }
-  __device__ __forceinline__ std::uint32_t empty(int stage) const { return full(stage) + 8; }
-  __device__ __forceinline__ std::uint32_t stage(int stage) const {
-    return address(at.ring + stage * kTileRows * kPitch);
-  }
-  __device__ __forceinline__ std::uint32_t scales(int slot, int half) const {
-    return address(at.scales + (slot * kHalves + half) * at.slot_bytes);
+  __device__ __forceinline__ std::uint32_t ring(int warp) const {
+    return address(at.ring + warp * kStages * Piece<Format>::kStageBytes);
   }
   template <class T>
   __device__ __forceinline__ T* of(int offset) const {
     return reinterpret_cast<T*>(memory + offset);
   }
-
+  /// Barriers of a place for a tile's parts: all parts have come; they are added up.
+  __device__ __forceinline__ std::uint32_t full(unsigned slot) const {
+    return address(at.barriers) + 16 * slot;
+  }
+  __device__ __forceinline__ std::uint32_t empty(unsigned slot) const { return full(slot) + 8; }
   __device__ __forceinline__ void begin() const {
-    if (threadIdx.x == 0) {
-      for (int s = 0; s < at.stages; ++s) {
-        device::begin_barrier(full(s), 1);
-        device::begin_barrier(empty(s), kDecodeWarps);
-      }
-      device::fence_barriers();
+    if (threadIdx.x < kSlots) {
+      device::begin_barrier(full(threadIdx.x), kDecodeWarps);
+      device::begin_barrier(empty(threadIdx.x), 1);
     }
-    if (static_cast<int>(threadIdx.x) < at.slots) of<unsigned>(at.counters)[threadIdx.x] = 0;
     if constexpr (Format::kTable) {
       const std::uint32_t table = device::pair_table(base);
       for (int i = static_cast<int>(threadIdx.x); i < device::kPairTableBytes / 16; i += kDecodeThreads) {
@@ -85,54 +69,108 @@ struct DecodeBlock {
   }
 };
 
-/// The warp that reads: slabs of the block's tiles, one after the other.
+/// Which 16 bytes of a row of a stage hold its chunk `chunk`: rows that are read together lie in different
+/// banks.
+template <int kWords>
+__device__ __forceinline__ int chunk_place(int row, int chunk) {
+  constexpr int kRows = 8 / (2 * kWords) * 2;  // 1: 8 rows of 16 bytes, 2: 4 of 32, 4: 2 of 64
+  return chunk ^ (row % kRows * (8 / kRows));
+}
+
+/// A warp's ring: its stages one after the other, in shared memory.
+template <class Format>
+struct Ring {
+  static constexpr std::uint32_t kBytes = Piece<Format>::kStageBytes;
+  std::uint32_t begin, stage;
+
+  __device__ __forceinline__ explicit Ring(std::uint32_t at) : begin(at), stage(at) {}
+  __device__ __forceinline__ void next() {
+    stage += kBytes;
+    if (stage == begin + kStages * kBytes) stage = begin;
+  }
+};
+
+/// Copies a warp's pieces, tile after tile, into its ring.
 template <class Format, int kHalves>
-struct SlabReader {
-  using Block = DecodeBlock<Format, kHalves>;
-  const Block& block;
+struct PieceReader {
+  using Of = Piece<Format>;
+  static constexpr int kStep = kDecodeWarps * kPieceBytes;  // bytes of a row from piece to piece
+  const DecodeParams& p;
   std::uint64_t policy;
-  RingPlace place;
-  int tile, half = 0, slab = 0, slot = 0;
+  Ring<Format> ring;
+  int tile, half = 0, warp, lane;
+  std::uint32_t place;            // in a stage, of this lane's first chunk
+  int left = 0, scales_left = 0;  // bytes of the row from where the lane reads on
+  const std::uint8_t* from;       // chunk lane % 8 of row lane / 8 of the next piece
+  const std::uint8_t* scales = nullptr;
+  const std::uint8_t* zeros = nullptr;
 
-  __device__ __forceinline__ explicit SlabReader(const Block& b)
-      : block(b), policy(device::read_once_policy()), tile(static_cast<int>(blockIdx.x)) {}
-
-  /// At most `count` slabs, as they find room.
-  __device__ __forceinline__ void read(int count) {
-    for (; count > 0 && tile < block.p.tiles; --count) {
-      device::await(block.empty(place.stage), place.parity ^ 1);
-      read_one();
-      place.next(block.at.stages);
-      if (++slab < block.p.slabs) continue;
-      slab = 0;
-      if (++half < kHalves) continue;
-      half = 0;
-      tile += static_cast<int>(gridDim.x);
-      if (++slot == block.at.slots) slot = 0;
-    }
+  __device__ __forceinline__ PieceReader(const DecodeBlock<Format, kHalves>& block, int of)
+      : p(block.p),
+        policy(device::read_once_policy()),
+        ring(block.ring(of)),
+        tile(static_cast<int>(blockIdx.x)),
+        warp(of),
+        lane(static_cast<int>(threadIdx.x) % 32) {
+    const int row = lane / 8;
+    place = static_cast<std::uint32_t>(row * kPieceBytes +
+                                       16 * chunk_place<Format::Layout::kWords>(row, lane % 8));
+    enter();
+  }
+  /// Queues the next piece, or nothing after the last, as a group of copies.
+  __device__ __forceinline__ void read() {
+    const int chunk = lane % 8 * 16;
+    if (tile < p.tiles && left + chunk > 0) copy();
+    device::end_copies();
+    ring.next();
+    from += kStep;
+    left -= kStep;
+    scales += kDecodeWarps * Of::kScaleBytes;
+    scales_left -= kDecodeWarps * Of::kScaleBytes;
+    if (left + chunk > 0) return;
+    if (++half == kHalves) half = 0, tile += static_cast<int>(gridDim.x);
+    enter();
   }
 
  private:
-  __device__ __forceinline__ void read_one() {
-    const DecodeParams& p = block.p;
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int begin = slab * kSlabBytes, bytes = min(p.used_bytes - begin, kSlabBytes);
-    const bool with_scales = slab == 0 && p.scale.bytes > 0;
-    const std::uint32_t barrier = block.full(place.stage);
-    if (lane == 0) device::arrive_expecting(barrier, kTileRows * bytes + (with_scales ? p.scale.bytes : 0));
-    __syncwarp();
-    if (lane < kTileRows) {
-      const std::int64_t row = std::int64_t{tile} * kTileRows + half * p.half_rows + lane;
-      device::copy_bulk(block.stage(place.stage) + static_cast<std::uint32_t>(lane * Block::kPitch),
-                        p.codes + row * p.row_bytes + begin, bytes, barrier, policy);
-    } else if (lane == kTileRows && with_scales) {
-      const std::int64_t of = (std::int64_t{tile} + half * (p.half_rows / kTileRows)) >> p.scale.tile_shift;
-      const std::uint32_t to = block.scales(slot, half);
-      device::copy_bulk(to, p.scale.scales + of * p.scale.step, p.scale.scale_bytes, barrier, policy);
-      const int zeros = p.scale.bytes - p.scale.scale_bytes;
-      if (zeros > 0)
-        device::copy_bulk(to + static_cast<std::uint32_t>(p.scale.scale_bytes), p.scale.zeros + of * zeros,
-                          zeros, barrier, policy);
+  __device__ __forceinline__ void enter() {
+    const std::int64_t row = std::int64_t{tile} * kTileRows + half * p.half_rows;
+    const int at = warp * kPieceBytes + lane % 8 * 16;
+    from = p.codes + (row + lane / 8) * p.row_bytes + at;
+    left = p.used_bytes - at;
+    if constexpr (Of::kScales > 0) {
+      const std::int64_t first = ((row + (Of::kTiles ? 0 : lane)) >> p.scale.row_shift) * p.scale.across;
+      scales = p.scale.scales + first * Format::kScaleBytes + warp * Of::kScaleBytes;
+      scales_left = static_cast<int>(p.scale.across) * Format::kScaleBytes - warp * Of::kScaleBytes;
+      if constexpr (Format::kHasZeros) zeros = p.scale.zeros + first;
+    }
+  }
+  __device__ __forceinline__ void copy() const {
+    if (left > 0) {
+      const std::int64_t step = 4 * p.row_bytes;
+      const std::uint8_t* source = from;
+#pragma unroll
+      for (int i = 0; i < kTileRows / 4; ++i, source += step) {
+        const std::uint32_t to = Format::Layout::kWords == 1 && i % 2 == 1 ? place ^ 64u : place;
+        device::copy_16(ring.stage + to + static_cast<std::uint32_t>(i * 4 * kPieceBytes), source, policy);
+      }
+    }
+    if constexpr (Of::kScales > 0) {
+      if (lane < Of::kScaleRows) copy_scales(ring.stage + kTileRows * kPieceBytes);
+    }
+  }
+  __device__ __forceinline__ void copy_scales(std::uint32_t to) const {
+    constexpr int kEach = Of::kScaleBytes < 16 ? Of::kScaleBytes : 16;
+#pragma unroll
+    for (int i = 0; i < Of::kScaleBytes; i += kEach) {
+      if (i < scales_left)
+        device::copy_small<kEach>(to + static_cast<std::uint32_t>(lane * Of::kScaleBytes + i), scales + i);
+    }
+    if constexpr (Format::kHasZeros) {
+      const int first = (static_cast<int>(p.scale.across) - scales_left / Format::kScaleBytes);
+      device::copy_small<Of::kZeroBytes>(
+          to + static_cast<std::uint32_t>(kTileRows * Of::kScaleBytes + lane * Of::kZeroBytes),
+          zeros + first / Of::kZeroBytes * Of::kZeroBytes);
     }
   }
 };
@@ -187,7 +225,7 @@ struct XStage {
     __syncthreads();
     float total = 0;
 #pragma unroll
-    for (int w = 0; w <= kDecodeWarps; ++w) total += sums[w];
+    for (int w = 0; w < kDecodeWarps; ++w) total += sums[w];
     const float inverse = rsqrtf(total * (1.0f / static_cast<float>(block.p.columns)) + block.p.eps);
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
@@ -238,14 +276,12 @@ struct NestedScales {
   }
 };
 
-/// A warp that multiplies.
+/// What a warp has of a tile.
 template <class Format, int kHalves>
 struct DecodeWarp {
   using Layout = typename Format::Layout;
+  using Of = Piece<Format>;
   using Block = DecodeBlock<Format, kHalves>;
-  static constexpr int kTogether = Format::kTogether;
-  static constexpr int kUnits = kSlabBytes / Layout::kBytes;  // of a slab
-  static constexpr int kBatch = 8 / Layout::kWords;           // units that are read at once
   const Block& block;
   int warp, q, g;
   std::uint32_t x_row, sums, column;
@@ -267,19 +303,19 @@ struct DecodeWarp {
     if constexpr (Format::kNested) offset = __ldg(b.p.scale.offset);
   }
 
-  /// Codes of rows g and g + 8.
+  /// Codes of rows g and g + 8, by units.
   struct Codes {
-    std::uint32_t run[kBatch][2][Layout::kWords];
+    std::uint32_t run[Of::kUnits][2][Layout::kWords];
   };
-  __device__ __forceinline__ void load(Codes& to, std::uint32_t stage, int unit, int end) const {
+  __device__ __forceinline__ void load(Codes& to, std::uint32_t stage) const {
 #pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      if (unit + u >= end) continue;
+    for (int u = 0; u < Of::kUnits; ++u) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h)
-        load_words(to.run[u][h],
-                   stage + static_cast<std::uint32_t>((g + 8 * h) * Block::kPitch +
-                                                      (unit + u) * Layout::kBytes + q * 4 * Layout::kWords));
+      for (int h = 0; h < 2; ++h) {
+        const int row = g + 8 * h, byte = u * Layout::kBytes + q * 4 * Layout::kWords;
+        const int place = 16 * chunk_place<Layout::kWords>(row, byte / 16) + byte % 16;
+        load_words(to.run[u][h], stage + static_cast<std::uint32_t>(row * kPieceBytes + place));
+      }
     }
   }
   template <int kWords>
@@ -295,20 +331,37 @@ struct DecodeWarp {
     }
   }
 
-  // `unit` of the row, whose scales are at `scales`.
-  __device__ __forceinline__ void multiply(const std::uint32_t (&run)[2][Layout::kWords], int unit,
+  /// The piece that lies in `stage`.
+  __device__ __forceinline__ void multiply(const Codes& codes, int piece, std::uint32_t stage) {
+    const std::uint32_t scales = stage + kTileRows * kPieceBytes;
+    const int left = block.p.units - piece * Of::kUnits;
+    if (left >= Of::kUnits) {  // no branches: units overlap
+#pragma unroll
+      for (int u = 0; u < Of::kUnits; ++u) multiply(codes.run[u], piece, u, scales);
+    } else {
+#pragma unroll
+      for (int u = 0; u < Of::kUnits; ++u) {
+        if (u < left) multiply(codes.run[u], piece, u, scales);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void multiply(const std::uint32_t (&run)[2][Layout::kWords], int piece, int u,
                                            std::uint32_t scales) {
-    float own[4] = {};
-    float(&sum)[4] = Format::kScaledAtEnd ? total : own;
+    const int unit = piece * Of::kUnits + u;
+    float sum[2][4] = {};  // two chains of sums
 #pragma unroll
     for (int e = 0; e < Layout::kEights; ++e) {
       const Eight low = Format::decode(run[0], e, column), high = Format::decode(run[1], e, column);
       std::uint32_t b[4];
       load_words(
           b, x_row + static_cast<std::uint32_t>(unit * 2 * Layout::kColumns + 16 * Layout::place_of(0, e)));
-      device::mma_16816(sum, low, high, 0, b[0], b[1]);
-      device::mma_16816(sum, low, high, 2, b[2], b[3]);
+      device::mma_16816(sum[0], low, high, 0, b[0], b[1]);
+      device::mma_16816(sum[1], low, high, 2, b[2], b[3]);
     }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[0][i] += sum[1][i];
     if constexpr (Format::kHasNan) {
 #pragma unroll
       for (int w = 0; w < Layout::kWords; ++w) {
@@ -316,25 +369,32 @@ struct DecodeWarp {
         nan[1] |= nan_e4m3(run[1][w]);
       }
     }
-    if constexpr (!Format::kScaledAtEnd) add(own, unit, scales);
+    if constexpr (Format::kScaledAtEnd) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) total[i] += sum[0][i];
+    } else {
+      add(sum[0], piece, u, scales);
+    }
   }
 
   // total += scale (sum - bias times the unit's sum of x)
-  __device__ __forceinline__ void add(const float (&sum)[4], int unit, std::uint32_t scales) {
+  __device__ __forceinline__ void add(const float (&sum)[4], int piece, int u, std::uint32_t scales) {
+    const int unit = piece * Of::kUnits + u;
     float of_x[2] = {};
     if constexpr (Format::kBiased)
       asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
                    : "=f"(of_x[0]), "=f"(of_x[1])
                    : "r"(sums + static_cast<std::uint32_t>(32 * unit)));
-    const int group = unit >> block.p.scale.unit_shift;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int at = (g + 8 * h) * block.p.scale.across + group;
-      const float scale = scale_of(scales, at, group, h);
+      const int row = Of::kTiles ? 0 : g + 8 * h;
+      const float scale =
+          scale_of(scales + static_cast<std::uint32_t>(row * Of::kScaleBytes), Of::kTiles ? 0 : u, unit, h);
       float bias = kInt4Bias + 8;
-      if constexpr (Format::kHasZeros)
-        bias = kInt4Bias + static_cast<float>(load_byte(
-                               scales + static_cast<std::uint32_t>(block.p.scale.scale_bytes + at)));
+      if constexpr (Format::kHasZeros) {
+        const int at = kTileRows * Of::kScaleBytes + row * Of::kZeroBytes + unit % Of::kZeroBytes;
+        bias = kInt4Bias + static_cast<float>(load_byte(scales + static_cast<std::uint32_t>(at)));
+      }
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const float value = Format::kBiased ? fmaf(-bias, of_x[c], sum[2 * h + c]) : sum[2 * h + c];
@@ -347,40 +407,21 @@ struct DecodeWarp {
     asm volatile("ld.shared.u8 %0, [%1];" : "=r"(byte) : "r"(from));
     return byte;
   }
-  __device__ __forceinline__ float scale_of(std::uint32_t scales, int at, int group, int h) const {
+  // Number `at` of those at `from`, of `group` of the row.
+  __device__ __forceinline__ float scale_of(std::uint32_t from, int at, int group, int h) const {
     if constexpr (Format::kNested) {  // two roundings, as elsewhere
-      const std::uint32_t code = load_byte(scales + static_cast<std::uint32_t>(at));
+      const std::uint32_t code = load_byte(from + static_cast<std::uint32_t>(at));
       const std::uint32_t map = block.address(block.at.map) + 4 * code;
       const float part = __uint_as_float(device::load_shared(map));
       return __fadd_rn(__fmul_rn(part, nested.of(h, group)), offset);
     } else if constexpr (Format::kNarrow) {
       std::uint16_t bits;
-      asm volatile("ld.shared.u16 %0, [%1];" : "=h"(bits) : "r"(scales + 2 * static_cast<std::uint32_t>(at)));
+      asm volatile("ld.shared.u16 %0, [%1];" : "=h"(bits) : "r"(from + 2 * static_cast<std::uint32_t>(at)));
       return __uint_as_float(static_cast<std::uint32_t>(bits) << 16);
     } else {
-      return __uint_as_float(device::load_shared(scales + 4 * static_cast<std::uint32_t>(at)));
+      return __uint_as_float(device::load_shared(from + 4 * static_cast<std::uint32_t>(at)));
     }
   }
-
-  // This warp's columns of a slab.
-  __device__ __forceinline__ void slab(const RingPlace& place, int slab, std::uint32_t scales) {
-    const int first = slab * kUnits, count = min(kUnits, block.p.units - first);
-    const int each = (count / kTogether + kDecodeWarps - 1) / kDecodeWarps * kTogether;
-    const int begin = warp * each, end = min(begin + each, count);
-    const std::uint32_t stage = block.stage(place.stage);
-    device::await(block.full(place.stage), place.parity);
-    for (int unit = begin; unit < end; unit += kBatch) {
-      Codes codes;
-      load(codes, stage, unit, end);
-#pragma unroll
-      for (int u = 0; u < kBatch; ++u) {
-        if (unit + u < end) multiply(codes.run[u], first + unit + u, scales);
-      }
-    }
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) device::arrive(block.empty(place.stage));
-  }
-
   // A NaN among a row's codes makes all of its sums NaN.
   __device__ __forceinline__ void poison() {
     if constexpr (Format::kHasNan) {
@@ -394,6 +435,8 @@ struct DecodeWarp {
       }
     }
   }
+
+ public:
   // This warp's sums of a tile, [M, 16].
   __device__ __forceinline__ void leave(float* partial) {
     poison();
@@ -406,57 +449,101 @@ struct DecodeWarp {
   }
 };
 
-/// What the last warp of a tile does.
+/// How the parts of a tile become its results: the warp that comes last adds them up.
 template <class Format, int kHalves>
 struct TileEnd {
   const DecodeBlock<Format, kHalves>& block;
+  int lane;
+  int tile = 0;
+  float row_scale = 1;  // lane l's: of half l / 16, row l % 16
+  float before = 0;     // lane l's: what the tile's result l is added to
 
-  __device__ __forceinline__ float sum(const float* partial, int half, int m, int row, int slot) const {
+  __device__ __forceinline__ explicit TileEnd(const DecodeBlock<Format, kHalves>& b)
+      : block(b), lane(static_cast<int>(threadIdx.x) % 32) {}
+
+  /// Reads what the end will need.
+  __device__ __forceinline__ void enter(int t) {
     const DecodeParams& p = block.p;
+    tile = t;
+    if constexpr (Format::kScaledAtEnd && !Format::kDense) {
+      const std::int64_t row = std::int64_t{tile} * kTileRows + lane % kTileRows;
+      if (lane < kHalves * kTileRows)
+        row_scale =
+            __ldg(reinterpret_cast<const float*>(p.scale.scales) + row + lane / kTileRows * p.half_rows);
+    }
+    if (p.end == ProductEnd::add && lane < kTileRows * p.m) before = device::load(*result(lane));
+  }
+  /// After the warp has left its part in `partial`, of the block's tile number `turn`.
+  __device__ __forceinline__ void arrive(const float* partial, unsigned turn) const {
+    const unsigned slot = turn % kSlots;
+    __syncwarp();
+    unsigned left = 0;
+    if (lane == 0) left = device::arrive_and_count(block.full(slot));
+    if (__shfl_sync(0xFFFFFFFFu, left, 0) != 1) return;
+    device::await(block.full(slot), parity(turn));
+    write(partial);
+    __syncwarp();
+    if (lane == 0) device::arrive(block.empty(slot));
+  }
+  /// Until tile number `turn` may leave its parts: the one that had its place before is added up.
+  __device__ __forceinline__ void await_place(unsigned turn) const {
+    device::await(block.empty(turn % kSlots), parity(turn) ^ 1);
+  }
+
+ private:
+  __device__ __forceinline__ std::uint32_t parity(unsigned turn) const {
+    return static_cast<std::uint32_t>(turn / kSlots) & 1u;
+  }
+  __device__ __forceinline__ bf16* result(int i) const {
+    return block.p.y + i / kTileRows * block.p.y_stride + tile * kTileRows + i % kTileRows;
+  }
+  __device__ __forceinline__ float sum(const float* partial, int half, int i, float scale) const {
     float part[kDecodeWarps];
 #pragma unroll
     for (int w = 0; w < kDecodeWarps; ++w)
-      part[w] = partial[((half * kDecodeWarps + w) * p.m + m) * kTileRows + row];
-    float total = ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
-    if constexpr (Format::kScaledAtEnd && !Format::kDense)
-      total *= __uint_as_float(
-          device::load_shared(block.scales(slot, half) + 4 * static_cast<std::uint32_t>(row)));
-    return total;
+      part[w] = partial[(half * kDecodeWarps + w) * block.p.m * kTileRows + i];
+    return scale *
+           (((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7])));
   }
   __device__ __forceinline__ float with_bias(float total, std::int64_t row) const {
     const float rounded = device::load(device::round_to<bf16>(total));
     if (block.p.bias == nullptr) return rounded;
     return device::load(device::round_to<bf16>(rounded + device::load(block.p.bias[row])));
   }
-  __device__ __forceinline__ void write(const float* partial, int tile, int slot) const {
+  __device__ __forceinline__ void write(const float* partial) const {
     const DecodeParams& p = block.p;
-    for (int i = static_cast<int>(threadIdx.x) % 32; i < kTileRows * p.m; i += 32) {
-      const int m = i / kTileRows, row = i % kTileRows, output = tile * kTileRows + row;
-      bf16* to = p.y + m * p.y_stride + output;
-      float before = 0;
-      if (p.end == ProductEnd::add) before = device::load(*to);
-      float value = with_bias(sum(partial, 0, m, row, slot), output);
+    for (int base = 0; base < kTileRows * p.m; base += 32) {
+      const int i = base + lane, row = i % kTileRows;
+      const float scale = __shfl_sync(0xFFFFFFFFu, row_scale, row);
+      const float up_scale = kHalves == 2 ? __shfl_sync(0xFFFFFFFFu, row_scale, kTileRows + row) : 1.0f;
+      if (i >= kTileRows * p.m) continue;
+      bf16* to = result(i);
+      const std::int64_t output = std::int64_t{tile} * kTileRows + row;
+      float value = with_bias(sum(partial, 0, i, scale), output);
       if constexpr (kHalves == 2) {
-        const float up = with_bias(sum(partial, 1, m, row, slot), output + p.half_rows);
+        const float up = with_bias(sum(partial, 1, i, up_scale), output + p.half_rows);
         value = device::load(device::round_to<bf16>(device::silu_of<bf16>(value))) * up;
       }
-      *to = device::round_to<bf16>(p.end == ProductEnd::add ? before + value : value);
+      if (p.end == ProductEnd::add) value += base == 0 ? before : device::load(*to);
+      *to = device::round_to<bf16>(value);
     }
   }
 };
 
 template <class Format, int kHalves>
-__device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format, kHalves>& block) {
+__device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format, kHalves>& block,
+                                               PieceReader<Format, kHalves>& reader) {
   const DecodeParams& p = block.p;
   DecodeWarp<Format, kHalves> warp(block);
-  const TileEnd<Format, kHalves> end{block};
-  RingPlace place;
-  int slot = 0;
+  TileEnd<Format, kHalves> end(block);
+  Ring<Format> ring(block.ring(warp.warp));
+  unsigned turn = 0;
   if constexpr (Format::kNested)
     warp.nested.load(p.scale, std::int64_t{blockIdx.x} * kTileRows, warp.g, true);
-  for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles; tile += static_cast<int>(gridDim.x)) {
+  for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles; tile += static_cast<int>(gridDim.x), ++turn) {
     constexpr int kFloats = kDecodeWarps * kTileRows;
-    float* partial = block.template of<float>(block.at.partials) + slot * kHalves * kFloats * p.m;
+    float* partial = block.template of<float>(block.at.partials) + turn % kSlots * kHalves * kFloats * p.m;
+    end.enter(tile);
     for (int half = 0; half < kHalves; ++half) {
       NestedScales next;
       if constexpr (Format::kNested) {
@@ -464,46 +551,39 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format, kHalves
         const int to = last ? tile + static_cast<int>(gridDim.x) : tile;
         next.load(p.scale, std::int64_t{to} * kTileRows + (last ? 0 : p.half_rows), warp.g, to < p.tiles);
       }
-      for (int slab = 0; slab < p.slabs; ++slab) {
-        warp.slab(place, slab, block.scales(slot, half));
-        place.next(block.at.stages);
-      }
+      int piece = warp.warp;
+      do {  // once at least: the reader counts alike
+        device::await_copies<kStages - 2>();
+        __syncwarp();
+        typename DecodeWarp<Format, kHalves>::Codes codes;
+        warp.load(codes, ring.stage);
+        reader.read();
+        warp.multiply(codes, piece, ring.stage);
+        ring.next();
+        piece += kDecodeWarps;
+      } while (piece < p.pieces);
+      if (half == 0) end.await_place(turn);
       warp.leave(partial + half * kFloats * p.m);
       if constexpr (Format::kNested) warp.nested = next;
     }
-    __syncwarp();
-    unsigned arrived = 0;
-    unsigned* counter = block.template of<unsigned>(block.at.counters) + slot;
-    if (threadIdx.x % 32 == 0) {
-      __threadfence_block();
-      arrived = atomicAdd(counter, 1u);
-    }
-    if (__shfl_sync(0xFFFFFFFFu, arrived, 0) == kDecodeWarps - 1) {
-      __threadfence_block();
-      if (threadIdx.x % 32 == 0) *counter = 0;
-      end.write(partial, tile, slot);
-    }
-    if (++slot == block.at.slots) slot = 0;
+    end.arrive(partial, turn);
   }
 }
 
 template <class Format, int kHalves>
-__global__ void __launch_bounds__(kDecodeThreads, 2)
+__global__ void __launch_bounds__(kDecodeThreads, kBlocks)
     decode_product_kernel(const __grid_constant__ DecodeParams p, const __grid_constant__ DecodeShared at) {
   extern __shared__ __align__(128) char memory[];
   device::let_next_begin();
   const DecodeBlock<Format, kHalves> block(p, at, memory);
+  PieceReader<Format, kHalves> reader(block, static_cast<int>(threadIdx.x) / 32);
+  for (int s = 1; s < kStages; ++s) reader.read();
   block.begin();
-  __syncthreads();
-  SlabReader<Format, kHalves> reader(block);
-  const bool reads = threadIdx.x / 32 == kDecodeWarps;
-  if (reads) reader.read(at.stages);
   const XStage<Format, kHalves> x(block);
   device::wait_for_previous();
   x.all();
   __syncthreads();
-  if (reads) return reader.read(1 << 30);
-  multiply_tiles<Format, kHalves>(block);
+  multiply_tiles<Format, kHalves>(block, reader);
 }
 
 template <class Format, int kHalves>
@@ -511,10 +591,9 @@ bool launch_halves(cudaStream_t stream, const DecodeParams& params) {
   const DecodeShared at = DecodeShared::of<Format, kHalves>(params);
   if (at.bytes == 0) return false;
   const auto kernel = decode_product_kernel<Format, kHalves>;
-  static const cudaError_t kAllowed =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared);
+  static const cudaError_t kAllowed = device::allow_shared_memory(kernel, kMostShared);
   check_cuda(kAllowed);
-  const int blocks = std::min(params.tiles, ridge::cuda::multiprocessors());
+  const int blocks = std::min(params.tiles, kBlocks * ridge::cuda::multiprocessors());
   device::launch_overlapped(stream, kernel, dim3(static_cast<unsigned>(blocks)), kDecodeThreads,
                             static_cast<std::size_t>(at.bytes), params, at);
   return true;

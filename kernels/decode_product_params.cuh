@@ -1,7 +1,7 @@
 // Few rows of x times a matrix that is read once: what the kernels are told.
 //
-// Shapes: x [M, K], w [N, K], y [M, N]. Tiles of 16 rows of w; a row is `units` pieces of columns, and slabs
-// of kSlabBytes.
+// Shapes: x [M, K], w [N, K], y [M, N]. Tiles are 16 rows of w; a row is units of columns, as decoders take
+// them, and pieces of kPieceBytes, of one or more units.
 #pragma once
 
 #include <algorithm>
@@ -12,35 +12,45 @@
 
 namespace ridge::kernels::cuda {
 
-inline constexpr int kDecodeWarps = 8;  // that multiply; one more reads
-inline constexpr int kDecodeThreads = 32 * (kDecodeWarps + 1);
-inline constexpr int kSlabBytes = 1024;  // of a row
-inline constexpr int kMostStages = 8;
+inline constexpr int kDecodeWarps = 8;
+inline constexpr int kDecodeThreads = 32 * kDecodeWarps;
+inline constexpr int kPieceBytes = 128;                   // of a row, which a warp reads at once
+inline constexpr int kBlocks = 2;                         // of a multiprocessor
+inline constexpr unsigned kSlots = 2;                     // of tiles' partial sums
+inline constexpr int kStages = 4;                         // of a warp's ring
 inline constexpr int kMostNorm = 4 * 8 * kDecodeThreads;  // columns of a row that a block normalizes
-inline constexpr int kHalfOfShared = 113 * 1024;          // bytes: two blocks fit a multiprocessor
 inline constexpr int kMostShared = 227 * 1024;
 
-/// The codes' scales. Those of a tile lie together: `across` to a row, or one row of them for all.
+/// The codes' scales: of (row, unit) number (row >> row_shift) * across + (unit >> unit_shift).
 struct DecodeScales {
   const std::uint8_t* scales;  // bytes: f32, bf16 or codes
   const std::uint8_t* zeros;
-  std::int64_t step;  // bytes from tile to tile
-  int bytes;          // of a tile, of which `scale_bytes` are scales and the others zero points
-  int scale_bytes;
-  int tile_shift;  // tiles that share scales, as a power of two
-  int across;      // scales from row to row, 0: all rows have the same
-  int unit_shift;  // units that share a scale, as a power of two
+  std::int64_t across;
+  int row_shift, unit_shift;
   const float* nested;
   const float* map;
   const float* offset;
   std::int64_t first_block, row_blocks;  // see QuantView
 };
 
+/// What a piece of a row holds.
+template <class Format>
+struct Piece {
+  static constexpr int kUnits = kPieceBytes / Format::Layout::kBytes;
+  static constexpr bool kTiles = !Format::kScaledAtEnd && Format::Layout::kBits == 8;
+  static constexpr int kScales = Format::kScaledAtEnd ? 0 : (kTiles ? 1 : kUnits);
+  static constexpr int kScaleBytes = kScales * Format::kScaleBytes;
+  static constexpr int kZeroBytes = Format::kHasZeros ? std::max(4, kScales) : 0;  // 4 may serve two pieces
+  static constexpr int kScaleRows = kTiles ? 1 : kTileRows;
+  static constexpr int kStageBytes =
+      (kTileRows * kPieceBytes + kScaleRows * (kScaleBytes + kZeroBytes) + 127) / 128 * 128;
+};
+
 struct DecodeParams {
   const std::uint8_t* codes;
   std::int64_t row_bytes;
   std::int64_t half_rows;  // swiglu: from a gate's row to its up's
-  int outputs, columns, units, slabs, tiles;
+  int outputs, columns, units, pieces, tiles;
   int used_bytes;  // of a row
   DecodeScales scale;
   std::uint16_t values[16];  // nf4's or fp4's, in bf16
@@ -57,29 +67,14 @@ struct DecodeParams {
 
 /// Where a block has what in its shared memory, bytes.
 struct DecodeShared {
-  int barriers, counters, map, norm, partials, scales, x, sums, ring, bytes;
-  int stages, slots, slot_bytes;  // of the ring, of tiles' scales and partial sums
+  int barriers, map, norm, partials, x, sums, ring, bytes;
 
   template <class Format, int kHalves>
   static DecodeShared of(const DecodeParams& p) {
     DecodeShared s{};
-    for (const int most : {kHalfOfShared, kMostShared}) {
-      for (s.stages = kMostStages; s.stages >= 3; --s.stages) {
-        s.place<Format, kHalves>(p);
-        if (s.bytes <= most) return s;
-      }
-    }
-    s.bytes = 0;  // x does not fit
+    s.place<Format, kHalves>(p);
+    if (s.bytes > kMostShared) s.bytes = 0;  // x does not fit
     return s;
-  }
-  /// Bytes from row to row of a stage: rows' pieces that are read together lie in different banks.
-  template <class Format>
-  static constexpr int pitch() {
-    return kSlabBytes + 16 * Format::Layout::kWords;
-  }
-  template <int kHalves>
-  static constexpr int partial_floats(int m) {
-    return kHalves * kDecodeWarps * kTileRows * m;
   }
 
  private:
@@ -98,18 +93,14 @@ struct DecodeShared {
   void place(const DecodeParams& p) {
     Places places;
     if (Format::kTable) places.limit = device::kBeforePairTable, places.above = 2 * device::kPairTableBytes;
-    slots = (stages + p.slabs * kHalves - 1) / (p.slabs * kHalves) + 1;
-    slot_bytes = (p.scale.bytes + 15) / 16 * 16;
-    barriers = places.take(2 * 8 * kMostStages);
-    counters = places.take(4 * slots);
+    barriers = places.take(16 * static_cast<int>(kSlots));
     map = places.take(Format::kNested ? 1024 : 0);
-    norm = places.take(4 * (kDecodeWarps + 1));
-    partials = places.take(4 * slots * partial_floats<kHalves>(p.m));
-    scales = places.take(slots * kHalves * slot_bytes);
+    norm = places.take(4 * kDecodeWarps);
+    partials = places.take(4 * static_cast<int>(kSlots) * kHalves * kDecodeWarps * kTileRows * p.m);
     x = places.take(p.m * x_row_bytes(p.columns));
     sums = places.take(Format::kBiased ? 4 * 8 * p.columns / Format::Layout::kColumns : 0);
-    ring = places.take(stages * kTileRows * pitch<Format>());
-    bytes = places.above == 0 ? places.below : places.above;
+    ring = places.take(kDecodeWarps * kStages * Piece<Format>::kStageBytes);
+    bytes = places.above;
   }
 };
 

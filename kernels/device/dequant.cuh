@@ -39,8 +39,8 @@ __device__ __forceinline__ std::uint32_t load_shared(std::uint32_t address) {
 }
 
 // Of each kind of codes: Layout, the order of pairs, kTogether (units that are read as one), kAhead (how many
-// times that many a warp reads before it needs them), kScaledAtEnd (a row has one scale, and sums meet it
-// once) and the decoder of eight number `e` of a run.
+// times that many a warp reads before it needs them), kScaleBytes (of a scale), kScaledAtEnd (a row has one
+// scale, and sums meet it once) and the decoder of eight number `e` of a run.
 
 /// Decodes to q + kInt4Bias. kZeros: groups have zero points; kBf16: their scales are bf16.
 template <int kWords, bool kZeros, bool kBf16>
@@ -50,6 +50,7 @@ struct Int4Codes {
   static constexpr int kTogether = 1, kAhead = kWords == 4 ? 4 : (kZeros ? 6 : 8);
   static constexpr bool kBiased = true, kHasZeros = kZeros, kNarrow = kBf16, kTable = false, kNested = false,
                         kHasNan = false, kScaledAtEnd = false, kDense = false;
+  static constexpr int kScaleBytes = kBf16 ? 2 : 4;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[kWords], int e, std::uint32_t) {
     return int4_eight<PairOps>(run[e]);
   }
@@ -62,6 +63,7 @@ struct ByteCodes {
   static constexpr int kTogether = 1, kAhead = 4;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = false, kNested = false,
                         kHasNan = kFloat, kScaledAtEnd = kAtEnd, kDense = false;
+  static constexpr int kScaleBytes = 4;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[4], int e, std::uint32_t) {
     Eight out;
 #pragma unroll
@@ -83,6 +85,7 @@ struct DenseCodes {
   static constexpr int kTogether = 1, kAhead = 4;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = false, kNested = false,
                         kHasNan = false, kScaledAtEnd = true, kDense = true;
+  static constexpr int kScaleBytes = 0;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[4], int, std::uint32_t) {
     return {{run[0], run[1], run[2], run[3]}};
   }
@@ -107,6 +110,7 @@ struct FlatCodes {
   static constexpr int kTogether = kUnitsTogether, kAhead = kTogether == 2 ? 4 : 6;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = true, kNested = kDouble,
                         kHasNan = false, kScaledAtEnd = false, kDense = false;
+  static constexpr int kScaleBytes = kDouble ? 1 : 4;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[2], int e, std::uint32_t column) {
     const std::uint32_t word = run[e];
     Eight out;

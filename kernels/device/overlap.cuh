@@ -19,6 +19,16 @@ __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontr
 /// The next kernel may begin as soon as every block has called this or ended.
 __device__ __forceinline__ void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
 
+/// Lets a kernel have `most` bytes of dynamic shared memory. A multiprocessor that changes its split between
+/// shared memory and L1 has to be empty: kernels that overlap all prefer the largest share.
+template <class... Parameters>
+cudaError_t allow_shared_memory(void (*kernel)(Parameters...), int most) {
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+}
+
 /// Queues a kernel that calls wait_for_previous(): it may begin before the kernel ahead of it has ended.
 template <class... Parameters, class... Arguments>
 void launch_overlapped(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
