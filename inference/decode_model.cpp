@@ -10,6 +10,7 @@
 #include "core/base/stream.h"
 #include "kernels/activation.h"
 #include "kernels/cached_attention.h"
+#include "kernels/decode_attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/rms_norm.h"
@@ -106,8 +107,12 @@ void DecodeModel::make_room(std::int64_t rows, std::int64_t sequences) {
   const auto scratch = [&](std::int64_t batch, std::int64_t queries) {
     return kernels::cached_attention_scratch(batch, queries, heads_.heads, heads_.kv_heads, heads_.head_dim);
   };
+  const std::int64_t step =
+      kernels::decode_attention_scratch(sequences, heads_.heads, heads_.kv_heads, heads_.head_dim);
   room_.scratch =
-      Tensor::zeros({std::max(scratch(1, rows), scratch(sequences, 1))}, DType::f32, model_.device());
+      Tensor::zeros({std::max({scratch(1, rows), scratch(sequences, 1), step})}, DType::f32, model_.device());
+  steps_.assign(1, false);
+  for (std::int64_t b = 1; b <= std::min(sequences, kernels::kDecodeRows); ++b) steps_.push_back(has_step(b));
 }
 
 void DecodeModel::reach(std::int64_t capacity) {
@@ -130,6 +135,10 @@ Tensor DecodeModel::run(const Tensor& ids_R, const Tensor& positions_BT, const C
                         std::int64_t first, bool want_logits, std::int64_t keys) {
   check(cos_.defined() && cos_.dim(0) >= cache.capacity(), "rotary tables reach the cache's end");
   const autograd::NoGradScope no_grad;
+  const std::int64_t B = positions_BT.dim(0);
+  const bool one_each = positions_BT.dim(1) == 1 && B < static_cast<std::int64_t>(steps_.size());
+  if (want_logits && one_each && steps_[static_cast<std::size_t>(B)])
+    return step(ids_R, positions_BT.reshaped({B}), cache, first, keys);
   if (model_.dtype() == DType::bf16)
     return run_as<bf16>(ids_R, positions_BT, cache, first, want_logits, keys);
   return run_as<float>(ids_R, positions_BT, cache, first, want_logits, keys);
@@ -229,5 +238,7 @@ Tensor DecodeModel::run_as(const Tensor& ids_R, const Tensor& positions_BT, cons
   }
   return want_logits ? head<T>(x.reshaped({B, S, C}), delta.reshaped({B, S, C})) : Tensor();
 }
+
+template Tensor DecodeModel::embed<bf16>(const Tensor& ids_R);
 
 }  // namespace ridge::inference

@@ -55,6 +55,15 @@ class DecodeModel {
   template <class T>
   Tensor run_as(const Tensor& ids_R, const Tensor& positions_BT, const Cache& cache, std::int64_t first,
                 bool want_logits, std::int64_t keys);
+  /// Whether a token of each of `sequences` runs by kernels that join a product with what is around it.
+  bool has_step(std::int64_t sequences) const;
+  Tensor step(const Tensor& ids_B, const Tensor& positions_B, const Cache& cache, std::int64_t first,
+              std::int64_t keys);
+  void step_layer(const Layer& layer, const Tensor& x_BC, const Tensor& positions_B,
+                  const kernels::KvView& cache, std::int64_t keys);
+  void step_feed_forward(const Layer& layer, const Tensor& x_BC);
+  void step_sum(const Product& product, const Tensor& in_BK, const Tensor& x_BC);
+  kernels::ProductSteps after_norm(const Tensor& weight_C) const;
   template <class T>
   Tensor embed(const Tensor& ids_R);
   template <class T>
@@ -76,6 +85,7 @@ class DecodeModel {
   const parallel::VocabParallelEmbedding* cut_table_ = nullptr;  // it is, of this rank's ids
   Tensor cos_, sin_;                                             // [P, D/2]
   Room room_;
+  std::vector<bool> steps_;  // has_step, by sequences
 };
 
 }  // namespace ridge::inference

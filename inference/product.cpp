@@ -130,6 +130,44 @@ bool Product::recordable(const Tensor& room_RN) const {
   return ranks != nullptr && (sums() ? ranks->takes(room_RN) : ranks->gathers(room_RN));
 }
 
+kernels::DecodeWeight Product::weight_of(const Part& part) const {
+  if (part.quantized.has_value()) return part.quantized->view();
+  return View<const bf16>(part.weight_NK.view<bf16>());
+}
+
+// The one that lies over the part's columns; null where there is none.
+const Product::Bias* Product::bias_of(const Part& part) const {
+  for (const Bias& bias : biases_) {
+    if (!sums() && bias.column == part.column && bias.values.dim(0) == part.columns) return &bias;
+  }
+  return nullptr;
+}
+
+bool Product::has_steps(std::int64_t rows, const kernels::ProductSteps& steps, Device device) const {
+  if (parts_.empty() || (steps.end == kernels::ProductEnd::swiglu && parts_.size() > 1)) return false;
+  if (steps.end == kernels::ProductEnd::add && sums()) return false;
+  std::size_t biases = 0;
+  for (const Part& part : parts_) {
+    if (part.columns == 0) continue;
+    if (part.weight_NK.defined() && part.weight_NK.dtype() != DType::bf16) return false;
+    if (!kernels::has_decode_product(weight_of(part), rows, steps, device)) return false;
+    biases += bias_of(part) != nullptr;
+  }
+  return sums() || biases == biases_.size();
+}
+
+void Product::run_steps(const Tensor& x_RK, kernels::ProductSteps steps, const Tensor& room_RN) const {
+  Stream& stream = current_stream(x_RK.device());
+  for (const Part& part : parts_) {
+    if (part.columns == 0) continue;
+    const Bias* bias = bias_of(part);
+    steps.bias_N = bias == nullptr ? View<const bf16>() : View<const bf16>(bias->values.view<bf16>());
+    const bool halves = steps.end == kernels::ProductEnd::swiglu;
+    const Tensor y = halves ? room_RN : room_RN.sliced(1, part.column, part.column + part.columns);
+    kernels::decode_product(stream, x_RK.view<bf16>(), weight_of(part), steps, y.view<bf16>());
+  }
+}
+
 void Product::multiply(const Tensor& x_RK, const Tensor& room_RN) const {
   Stream& stream = current_stream(x_RK.device());
   const auto run = [&]<class T>(std::type_identity<T>) {

@@ -7,6 +7,7 @@
 
 #include "core/nn/linear.h"
 #include "core/quantized_weight.h"
+#include "kernels/decode_product.h"
 
 namespace ridge::parallel {
 struct TensorParallelism;
@@ -27,6 +28,11 @@ class Product {
   /// x [B, T, K] to [B, T, N]: in `room` [B T, N] where it is made by kernels alone, else in memory of its
   /// own.
   Tensor run(const Tensor& x_BTK, const Tensor& room_RN) const;
+  /// Whether run_steps() has kernels for so many rows.
+  bool has_steps(std::int64_t rows, const kernels::ProductSteps& steps, Device device) const;
+  /// What this rank multiplies of x [R, K], and `steps` around it (kernels/decode_product.h), into `room`; a
+  /// bias comes with it unless the sum of ranks gets it. bf16.
+  void run_steps(const Tensor& x_RK, kernels::ProductSteps steps, const Tensor& room_RN) const;
   /// Columns of its output.
   std::int64_t outputs() const;
   /// Whether run() only ever writes into `room`, for few rows, with what this rank holds: no collective,
@@ -57,6 +63,8 @@ class Product {
   void join_quantized(const std::vector<nn::Linear*>& pieces);
   bool sums() const { return how_ != nullptr && vocabulary_ == 0; }
   bool takes(std::int64_t rows, Device device) const;
+  kernels::DecodeWeight weight_of(const Part& part) const;
+  const Bias* bias_of(const Part& part) const;
   void multiply(const Tensor& x_RK, const Tensor& room_RN) const;
   void add_biases(const Tensor& room_RN) const;
 

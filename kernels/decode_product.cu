@@ -14,7 +14,9 @@ namespace {
 using device::ByteCodes;
 using device::DenseCodes;
 using device::FlatCodes;
+using device::Int4Bytes;
 using device::Int4Codes;
+using device::Int8Bytes;
 
 constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2;
 
@@ -26,14 +28,14 @@ bool visit_int4(const QuantView& w, const F& f) {
   const bool narrow = w.scale_dtype == DType::bf16;
   if (w.format.zero_points)
     return narrow ? f(Int4Codes<kWords, true, true>()) : f(Int4Codes<kWords, true, false>());
-  return narrow ? f(Int4Codes<kWords, false, true>()) : f(Int4Codes<kWords, false, false>());
+  return narrow ? f(Int4Bytes<kWords, true>()) : f(Int4Bytes<kWords, false>());
 }
 
 /// What f(Format()) is for the kernels' name of a format; false where there is none.
 template <class F>
 bool visit_coded(const QuantView& w, const F& f) {
   const WeightFormat& format = w.format;
-  if (format.codes == Codes::int8) return f(ByteCodes<false, true>());
+  if (format.codes == Codes::int8) return f(Int8Bytes());
   if (format.codes == Codes::fp8)
     return format.tiles ? f(ByteCodes<true, false>()) : f(ByteCodes<true, true>());
   if (format.flat()) return format.double_quant ? f(FlatCodes<true, 1>()) : f(FlatCodes<false, 1>());
@@ -108,8 +110,9 @@ bool takes(const DecodeParams& p) {
   const bool steps = s.across * Format::kScaleBytes % kStep == 0 && s.across % kZeros == 0;
   const bool groups = Format::kScaledAtEnd || s.unit_shift == (Piece<Format>::kTiles ? 1 : 0);
   const bool nested = !Format::kNested || (s.across <= kNestedBlock && s.first_block < kMost);
-  const bool norm = p.norm == nullptr || (p.columns <= kMostNorm && aligned(p.norm));
-  return whole && places && steps && groups && nested && norm;
+  const bool norm = (p.norm == nullptr || p.columns <= kNormPacks * kOfPacks) &&
+                    (!Format::kInteger || p.columns <= kMostPacks * kOfPacks);
+  return whole && places && steps && groups && nested && norm && aligned(p.norm);
 }
 
 bool small(const DecodeWeight& w) {

@@ -4,7 +4,7 @@
 namespace ridge::kernels::cuda {
 
 template bool launch_decode_product<device::DenseCodes>(cudaStream_t, const DecodeParams&);
-template bool launch_decode_product<device::ByteCodes<false, true>>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::Int8Bytes>(cudaStream_t, const DecodeParams&);
 template bool launch_decode_product<device::ByteCodes<true, true>>(cudaStream_t, const DecodeParams&);
 template bool launch_decode_product<device::ByteCodes<true, false>>(cudaStream_t, const DecodeParams&);
 

@@ -3,11 +3,11 @@
 
 namespace ridge::kernels::cuda {
 
-template bool launch_decode_product<device::Int4Codes<4, false, false>>(cudaStream_t, const DecodeParams&);
-template bool launch_decode_product<device::Int4Codes<4, false, true>>(cudaStream_t, const DecodeParams&);
-template bool launch_decode_product<device::Int4Codes<2, false, false>>(cudaStream_t, const DecodeParams&);
-template bool launch_decode_product<device::Int4Codes<2, false, true>>(cudaStream_t, const DecodeParams&);
-template bool launch_decode_product<device::Int4Codes<1, false, false>>(cudaStream_t, const DecodeParams&);
-template bool launch_decode_product<device::Int4Codes<1, false, true>>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::Int4Bytes<4, false>>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::Int4Bytes<4, true>>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::Int4Bytes<2, false>>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::Int4Bytes<2, true>>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::Int4Bytes<1, false>>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::Int4Bytes<1, true>>(cudaStream_t, const DecodeParams&);
 
 }  // namespace ridge::kernels::cuda

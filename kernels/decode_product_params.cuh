@@ -14,12 +14,16 @@ namespace ridge::kernels::cuda {
 
 inline constexpr int kDecodeWarps = 8;
 inline constexpr int kDecodeThreads = 32 * kDecodeWarps;
-inline constexpr int kPieceBytes = 128;                   // of a row, which a warp reads at once
-inline constexpr int kBlocks = 2;                         // of a multiprocessor
-inline constexpr unsigned kSlots = 2;                     // of tiles' partial sums
-inline constexpr int kStages = 4;                         // of a warp's ring
-inline constexpr int kMostNorm = 4 * 8 * kDecodeThreads;  // columns of a row that a block normalizes
-inline constexpr int kMostShared = 227 * 1024;
+inline constexpr int kPieceBytes = 128;              // of a row, which a warp reads at once
+inline constexpr int kBlocks = 2;                    // of a multiprocessor
+inline constexpr unsigned kSlots = 2;                // of tiles' partial sums
+inline constexpr int kMostStages = 6;                // of a warp's ring: 6, 4 or 3
+inline constexpr int kMostPacks = 8;                 // of eight columns, that a thread stages at once
+inline constexpr int kDigits = 3;                    // bytes of an element of x where codes are whole numbers
+inline constexpr int kNormPacks = 4;                 // the same, of rows that are normalized
+inline constexpr int kOfPacks = 8 * kDecodeThreads;  // columns of a pack of each thread
+inline constexpr int kMostShared = 227 * 1024;       // bytes of a block; each costs 1 KiB more
+constexpr int shared_of(int blocks) { return kMostShared / blocks - (blocks - 1) * 512; }
 
 /// The codes' scales: of (row, unit) number (row >> row_shift) * across + (unit >> unit_shift).
 struct DecodeScales {
@@ -43,7 +47,7 @@ struct Piece {
   static constexpr int kZeroBytes = Format::kHasZeros ? std::max(4, kScales) : 0;  // 4 may serve two pieces
   static constexpr int kScaleRows = kTiles ? 1 : kTileRows;
   static constexpr int kStageBytes =
-      (kTileRows * kPieceBytes + kScaleRows * (kScaleBytes + kZeroBytes) + 127) / 128 * 128;
+      (kTileRows * kPieceBytes + kScaleRows * (kScaleBytes + kZeroBytes) + 63) / 64 * 64;
 };
 
 struct DecodeParams {
@@ -67,13 +71,21 @@ struct DecodeParams {
 
 /// Where a block has what in its shared memory, bytes.
 struct DecodeShared {
-  int barriers, map, norm, partials, x, sums, ring, bytes;
+  int barriers, map, norm, partials, x, sums, ring_below, ring, bytes;
+  int stages, ring_bytes;  // of a warp's ring
+  int rings_below;         // warps whose ring lies below the table
 
   template <class Format, int kHalves>
   static DecodeShared of(const DecodeParams& p) {
     DecodeShared s{};
-    s.place<Format, kHalves>(p);
-    if (s.bytes > kMostShared) s.bytes = 0;  // x does not fit
+    for (const int blocks : {kBlocks, 1}) {
+      for (const int stages : {kMostStages, 4, 3}) {
+        s.stages = stages;
+        s.place<Format, kHalves>(p);
+        if (s.bytes <= shared_of(blocks)) return s;
+      }
+    }
+    s.bytes = 0;  // x does not fit
     return s;
   }
 
@@ -97,9 +109,13 @@ struct DecodeShared {
     map = places.take(Format::kNested ? 1024 : 0);
     norm = places.take(4 * kDecodeWarps);
     partials = places.take(4 * static_cast<int>(kSlots) * kHalves * kDecodeWarps * kTileRows * p.m);
-    x = places.take(p.m * x_row_bytes(p.columns));
-    sums = places.take(Format::kBiased ? 4 * 8 * p.columns / Format::Layout::kColumns : 0);
-    ring = places.take(kDecodeWarps * kStages * Piece<Format>::kStageBytes);
+    x = places.take(Format::kInteger ? p.m * kDigits * x_row_bytes(p.columns / 2)
+                                     : p.m * x_row_bytes(p.columns));
+    sums = places.take(Format::kBiased ? 4 * 8 * p.columns / Format::Layout::kColumns : 4 * 8);
+    ring_bytes = stages * Piece<Format>::kStageBytes;
+    rings_below = std::clamp((places.limit - places.below) / ring_bytes, 0, kDecodeWarps);
+    ring_below = places.take(rings_below * ring_bytes);
+    ring = places.take((kDecodeWarps - rings_below) * ring_bytes);
     bytes = places.above;
   }
 };

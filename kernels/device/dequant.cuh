@@ -49,7 +49,7 @@ struct Int4Codes {
   static constexpr PairOrder kOrder = PairOrder::word;
   static constexpr int kTogether = 1, kAhead = kWords == 4 ? 4 : (kZeros ? 6 : 8);
   static constexpr bool kBiased = true, kHasZeros = kZeros, kNarrow = kBf16, kTable = false, kNested = false,
-                        kHasNan = false, kScaledAtEnd = false, kDense = false;
+                        kHasNan = false, kScaledAtEnd = false, kDense = false, kInteger = false;
   static constexpr int kScaleBytes = kBf16 ? 2 : 4;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[kWords], int e, std::uint32_t) {
     return int4_eight<PairOps>(run[e]);
@@ -62,7 +62,7 @@ struct ByteCodes {
   static constexpr PairOrder kOrder = PairOrder::bytes;
   static constexpr int kTogether = 1, kAhead = 4;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = false, kNested = false,
-                        kHasNan = kFloat, kScaledAtEnd = kAtEnd, kDense = false;
+                        kHasNan = kFloat, kScaledAtEnd = kAtEnd, kDense = false, kInteger = false;
   static constexpr int kScaleBytes = 4;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[4], int e, std::uint32_t) {
     Eight out;
@@ -78,13 +78,51 @@ struct ByteCodes {
   }
 };
 
+// Of codes that are whole numbers: bytes(run, s), those that meet columns 8 s .. of a run, signed, of which
+// number i is column column_of_byte(i); and kFactor, what a byte's 1 stands for.
+
+struct CodeBytes {
+  std::uint32_t word[2];
+};
+
+/// int4 without zero points: q - 8 in the high half of a byte.
+template <int kWords, bool kBf16>
+struct Int4Bytes {
+  using Layout = UnitLayout<4, kWords>;
+  static constexpr float kFactor = 1.0f / 16;
+  static constexpr bool kBiased = false, kHasZeros = false, kNarrow = kBf16, kTable = false, kNested = false,
+                        kHasNan = false, kScaledAtEnd = false, kDense = false, kInteger = true;
+  static constexpr int kScaleBytes = kBf16 ? 2 : 4;
+  static __device__ __forceinline__ constexpr int column_of_byte(int i) { return i % 4 * 2 + i / 4; }
+  static __device__ __forceinline__ CodeBytes bytes(const std::uint32_t (&run)[kWords], int s) {
+    return {{high_halves(run[s] << 4), high_halves(run[s])}};
+  }
+
+ private:
+  static __device__ __forceinline__ std::uint32_t high_halves(std::uint32_t word) {
+    return (word & 0xF0F0F0F0u) ^ 0x80808080u;
+  }
+};
+
+struct Int8Bytes {
+  using Layout = UnitLayout<8, 4>;
+  static constexpr float kFactor = 1;
+  static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = false, kNested = false,
+                        kHasNan = false, kScaledAtEnd = true, kDense = false, kInteger = true;
+  static constexpr int kScaleBytes = 4;
+  static __device__ __forceinline__ constexpr int column_of_byte(int i) { return i; }
+  static __device__ __forceinline__ CodeBytes bytes(const std::uint32_t (&run)[4], int s) {
+    return {{run[2 * s], run[2 * s + 1]}};
+  }
+};
+
 /// No codes: pairs of bf16 as they are.
 struct DenseCodes {
   using Layout = UnitLayout<16, 4>;
   static constexpr PairOrder kOrder = PairOrder::plain;
   static constexpr int kTogether = 1, kAhead = 4;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = false, kNested = false,
-                        kHasNan = false, kScaledAtEnd = true, kDense = true;
+                        kHasNan = false, kScaledAtEnd = true, kDense = true, kInteger = false;
   static constexpr int kScaleBytes = 0;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[4], int, std::uint32_t) {
     return {{run[0], run[1], run[2], run[3]}};
@@ -109,7 +147,7 @@ struct FlatCodes {
   static constexpr PairOrder kOrder = PairOrder::plain;
   static constexpr int kTogether = kUnitsTogether, kAhead = kTogether == 2 ? 4 : 6;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = true, kNested = kDouble,
-                        kHasNan = false, kScaledAtEnd = false, kDense = false;
+                        kHasNan = false, kScaledAtEnd = false, kDense = false, kInteger = false;
   static constexpr int kScaleBytes = kDouble ? 1 : 4;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[2], int e, std::uint32_t column) {
     const std::uint32_t word = run[e];

@@ -18,6 +18,17 @@ __device__ __forceinline__ void mma_16816(float (&sum)[4], const Eight& low, con
         "r"(b1));
 }
 
+/// sum += w x' of 32 columns in signed bytes: `low` and `high` are codes of rows g and g + 8 (PTX ISA:
+/// mma.m16n8k32).
+template <class Bytes>
+__device__ __forceinline__ void mma_16832(int (&sum)[4], const Bytes& low, const Bytes& high,
+                                          std::uint32_t b0, std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(low.word[0]), "r"(high.word[0]), "r"(low.word[1]), "r"(high.word[1]), "r"(b0), "r"(b1));
+}
+
 /// Eight columns of x in the order of a decoder's pairs.
 template <PairOrder kOrder>
 __device__ __forceinline__ uint4 in_order(const uint4& raw) {

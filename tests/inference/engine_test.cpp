@@ -254,7 +254,7 @@ TEST(EngineMistakes, AreSaid) {
   expect(said({{1, 2}, -1}), {"-1 new tokens"});
   expect(said({{1, 2}, 2}, {.prefill_chunk = 0}), {"prefill chunk is 0"});
   expect(said({{1, 2}, 2}, {.slots = 0}), {"sequences at once is 0"});
-  expect(said({{1, 2}, std::int64_t{1} << 29}), {"KV cache", "536870914 tokens", "GiB free"});
+  expect(said({{1, 2}, (std::int64_t{1} << 30) - 2}), {"KV cache", "1073741824 tokens", "GiB free"});
   expect(said({{1, 2}, std::int64_t{1} << 62}), {"KV cache", "at most 1073741824"});
 }
 
