@@ -181,19 +181,21 @@ Tensor DecodeModel::attend(const Layer& layer, const Tensor& y_BTC, const Tensor
 }
 
 template <class T>
+void DecodeModel::activate(const Tensor& gate, const Tensor& up, const Tensor& act) const {
+  const std::string& name = model_.config().activation;
+  Stream& stream = current_stream(act.device());
+  if (name == "silu") return kernels::swiglu<T>(stream, gate.view<T>(), up.view<T>(), act.view<T>());
+  const auto kind = name == "gelu" ? kernels::Gelu::erf : kernels::Gelu::tanh;
+  kernels::gelu<T>(stream, gate.view<T>(), act.view<T>(), kind);
+  kernels::mul<T>(stream, act.view<T>(), up.view<T>(), act.view<T>());
+}
+
+template <class T>
 Tensor DecodeModel::feed_forward(const Layer& layer, const Tensor& y_BTC) {
   const std::int64_t B = y_BTC.dim(0), S = y_BTC.dim(1), F = intermediate_;
-  const std::string& name = model_.config().activation;
-  Stream& stream = current_stream(y_BTC.device());
   const Tensor gate_up = layer.gate_up.run(y_BTC, rows_of(room_.gate_up, B * S)).reshaped({B * S, 2 * F});
-  const View<T> gate = gate_up.sliced(1, 0, F).view<T>(), up = gate_up.sliced(1, F, 2 * F).view<T>();
   const Tensor act = rows_of(room_.act, B * S);
-  if (name == "silu") {
-    kernels::swiglu<T>(stream, gate, up, act.view<T>());
-  } else {
-    kernels::gelu<T>(stream, gate, act.view<T>(), name == "gelu" ? kernels::Gelu::erf : kernels::Gelu::tanh);
-    kernels::mul<T>(stream, act.view<T>(), up, act.view<T>());
-  }
+  activate<T>(gate_up.sliced(1, 0, F), gate_up.sliced(1, F, 2 * F), act);
   return layer.down.run(act.reshaped({B, S, F}), rows_of(room_.delta, B * S));
 }
 
@@ -239,6 +241,7 @@ Tensor DecodeModel::run_as(const Tensor& ids_R, const Tensor& positions_BT, cons
   return want_logits ? head<T>(x.reshaped({B, S, C}), delta.reshaped({B, S, C})) : Tensor();
 }
 
-template Tensor DecodeModel::embed<bf16>(const Tensor& ids_R);
+template Tensor DecodeModel::embed<bf16>(const Tensor&);
+template void DecodeModel::activate<bf16>(const Tensor&, const Tensor&, const Tensor&) const;
 
 }  // namespace ridge::inference

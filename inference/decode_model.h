@@ -61,6 +61,7 @@ class DecodeModel {
               std::int64_t keys);
   void step_layer(const Layer& layer, const Tensor& x_BC, const Tensor& positions_B,
                   const kernels::KvView& cache, std::int64_t keys);
+  bool joins_gate_up(const Layer& layer, std::int64_t sequences) const;
   void step_feed_forward(const Layer& layer, const Tensor& x_BC);
   void step_sum(const Product& product, const Tensor& in_BK, const Tensor& x_BC);
   kernels::ProductSteps after_norm(const Tensor& weight_C) const;
@@ -69,6 +70,9 @@ class DecodeModel {
   template <class T>
   Tensor attend(const Layer& layer, const Tensor& y_BTC, const Tensor& positions_BT,
                 const kernels::KvView& cache, std::int64_t keys);
+  /// act(gate) up, [R, F].
+  template <class T>
+  void activate(const Tensor& gate, const Tensor& up, const Tensor& act) const;
   template <class T>
   Tensor feed_forward(const Layer& layer, const Tensor& y_BTC);
   template <class T>

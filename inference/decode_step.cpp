@@ -3,7 +3,6 @@
 
 #include "core/base/stream.h"
 #include "inference/decode_model.h"
-#include "kernels/activation.h"
 #include "kernels/decode_attention.h"
 #include "kernels/elementwise.h"
 
@@ -30,19 +29,25 @@ ProductSteps DecodeModel::after_norm(const Tensor& weight_C) const {
   return steps;
 }
 
+// Gate and up in one kernel with what follows; else apart.
+bool DecodeModel::joins_gate_up(const Layer& layer, std::int64_t sequences) const {
+  ProductSteps steps = after_norm(layer.mlp_norm);
+  steps.end = ProductEnd::swiglu;
+  return model_.config().activation == "silu" && layer.gate_up.has_steps(sequences, steps, model_.device());
+}
+
 bool DecodeModel::has_step(std::int64_t sequences) const {
   if (model_.dtype() != DType::bf16) return false;
   const Device device = model_.device();
-  const bool silu = model_.config().activation == "silu";
   bool all = head_.has_steps(sequences, after_norm(norm_), device);
   for (const Layer& l : layers_) {
-    ProductSteps gate_up = after_norm(l.mlp_norm);
-    if (silu) gate_up.end = ProductEnd::swiglu;
     const auto sum = [&](const Product& p) {
       return p.has_steps(sequences, ending(p.meets_ranks() ? ProductEnd::store : ProductEnd::add), device);
     };
-    all = all && l.qkv.has_steps(sequences, after_norm(l.attention_norm), device) && sum(l.o) &&
-          l.gate_up.has_steps(sequences, gate_up, device) && sum(l.down);
+    const bool gate_up =
+        joins_gate_up(l, sequences) || l.gate_up.has_steps(sequences, after_norm(l.mlp_norm), device);
+    all = all && gate_up && l.qkv.has_steps(sequences, after_norm(l.attention_norm), device) && sum(l.o) &&
+          sum(l.down);
   }
   return all;
 }
@@ -58,21 +63,15 @@ void DecodeModel::step_sum(const Product& product, const Tensor& in_BK, const Te
 
 void DecodeModel::step_feed_forward(const Layer& layer, const Tensor& x_BC) {
   const std::int64_t B = x_BC.dim(0), F = intermediate_;
-  const std::string& name = model_.config().activation;
   const Tensor act = rows_of(room_.act, B);
   ProductSteps steps = after_norm(layer.mlp_norm);
-  if (name == "silu") {
+  if (joins_gate_up(layer, B)) {
     steps.end = ProductEnd::swiglu;
     layer.gate_up.run_steps(x_BC, steps, act);
   } else {
-    Stream& stream = current_stream(x_BC.device());
     const Tensor gate_up = rows_of(room_.gate_up, B);
     layer.gate_up.run_steps(x_BC, steps, gate_up);
-    const View<bf16> gate = gate_up.sliced(1, 0, F).view<bf16>(),
-                     up = gate_up.sliced(1, F, 2 * F).view<bf16>();
-    const auto kind = name == "gelu" ? kernels::Gelu::erf : kernels::Gelu::tanh;
-    kernels::gelu<bf16>(stream, gate, act.view<bf16>(), kind);
-    kernels::mul<bf16>(stream, act.view<bf16>(), up, act.view<bf16>());
+    activate<bf16>(gate_up.sliced(1, 0, F), gate_up.sliced(1, F, 2 * F), act);
   }
   step_sum(layer.down, act, x_BC);
 }
