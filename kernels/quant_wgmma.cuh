@@ -294,6 +294,7 @@ template <class Format, int kX>
 void launch_wgmma(cudaStream_t stream, WgmmaParams p, const std::uint8_t* codes, std::int64_t row_bytes) {
   const auto kernel = quant_wgmma_kernel<Format, kX>;
   constexpr int kShared = WgmmaBlock<Format, kX>::kAt.bytes;
+  static_assert(kBoxBytes == device::kByteBox);
   p.map = device::byte_rows_map(codes, p.rows, row_bytes, kWarpRows<kX>);
   const int boxes = (p.slabs + 1) / 2;
   p.tiles = (p.rows + kWgmmaRows - 1) / kWgmmaRows;

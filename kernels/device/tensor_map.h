@@ -7,8 +7,11 @@
 
 namespace ridge::kernels::device {
 
-/// Of rows of `row_bytes`, both pointer and size in whole 16: boxes of 64 bytes of `box_rows` rows, in shared
-/// memory row by row, the 16 bytes number c of row r at place c ^ (r / 2 % 4). Zeros beyond the matrix.
+inline constexpr int kByteBox = 128;  // bytes of a row in a box
+
+/// Of rows of `row_bytes`, both pointer and size in whole 16: boxes of kByteBox of `box_rows` rows, in shared
+/// memory row by row, the 16 bytes number c of row r at place c ^ r % 8, from a whole 1024 on. Zeros beyond
+/// the matrix.
 CUtensorMap byte_rows_map(const std::uint8_t* data, std::int64_t rows, std::int64_t row_bytes, int box_rows);
 
 }  // namespace ridge::kernels::device

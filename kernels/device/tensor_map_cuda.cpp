@@ -26,13 +26,12 @@ Encode encoder() {
 
 CUtensorMap byte_rows_map(const std::uint8_t* data, std::int64_t rows, std::int64_t row_bytes, int box_rows) {
   static const Encode encode = encoder();
-  constexpr cuuint32_t kAcross = 64;
   const cuuint64_t size[2] = {static_cast<cuuint64_t>(row_bytes), static_cast<cuuint64_t>(rows)};
   const cuuint64_t stride[1] = {static_cast<cuuint64_t>(row_bytes)};
-  const cuuint32_t box[2] = {kAcross, static_cast<cuuint32_t>(box_rows)}, step[2] = {1, 1};
+  const cuuint32_t box[2] = {kByteBox, static_cast<cuuint32_t>(box_rows)}, step[2] = {1, 1};
   CUtensorMap map;
   const CUresult code = encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<std::uint8_t*>(data), size,
-                               stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
+                               stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (code != CUDA_SUCCESS)
     fail("a tensor map of {} rows of {} bytes: error {}", rows, row_bytes, static_cast<int>(code));
