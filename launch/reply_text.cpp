@@ -18,8 +18,10 @@ std::size_t begun(std::string_view text, std::string_view stop) {
 
 }  // namespace
 
-ReplyText::ReplyText(const Tokenizer& tokenizer, std::vector<std::string> stops)
+ReplyText::ReplyText(const Tokenizer& tokenizer, std::vector<std::string> stops,
+                     std::span<const std::int32_t> after)
     : stream_(tokenizer), stops_(std::move(stops)) {
+  stream_.follow(after);
   for (const std::string& stop : stops_)
     require(!stop.empty(), "--stop: an empty string would end every text");
 }

@@ -1,6 +1,7 @@
 // The text of a reply as its tokens come, which ends before the first of some strings.
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -10,8 +11,9 @@ namespace ridge {
 
 class ReplyText {
  public:
-  /// `stops` must not be empty strings.
-  ReplyText(const Tokenizer& tokenizer, std::vector<std::string> stops);
+  /// Of what follows the ids `after`; `stops` must not be empty strings.
+  ReplyText(const Tokenizer& tokenizer, std::vector<std::string> stops,
+            std::span<const std::int32_t> after = {});
 
   /// What is sure to be shown now: whole characters that begin no stop string. Nothing after one was found.
   std::string push(std::int32_t id);

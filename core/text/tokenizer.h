@@ -75,6 +75,9 @@ class DecodeStream {
  public:
   explicit DecodeStream(const Tokenizer& tokenizer, bool skip_special_tokens = true);
 
+  /// What is pushed from now on goes on after these, whose text is not given out: a blank that a text's
+  /// first token would lose stays. (A decoder that rewrites text across tokens does not mind them.)
+  void follow(std::span<const std::int32_t> ids);
   /// The text that this token completes, which may be empty. A UserError for an id that no token has.
   std::string push(std::int32_t id);
 

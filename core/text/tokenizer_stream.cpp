@@ -9,6 +9,14 @@ DecodeStream::DecodeStream(const Tokenizer& tokenizer, bool skip_special_tokens)
       skip_special_(skip_special_tokens),
       prefix_left_(state_->decoder.prefix().most) {}
 
+void DecodeStream::follow(std::span<const std::int32_t> ids) {
+  for (const std::int32_t id : ids) {
+    if (skip_special_ && state_->entry(id).special) continue;
+    is_first_ = false;
+    prefix_left_ = 0;
+  }
+}
+
 std::string DecodeStream::push(std::int32_t id) {
   const auto& [token, known, special] = state_->entry(id);
   if (skip_special_ && special) return {};

@@ -117,9 +117,16 @@ double rate_of(const Generation& done) {
   return done.decoded > 0 ? static_cast<double>(done.decoded) / done.decode_seconds : 0;
 }
 
+// The text of the new ids alone, which may lack the blank that they have after a prompt.
+std::string text_of(const Reply& reply, const Tokenizer& tokenizer) {
+  const std::string whole = tokenizer.decode_utf8(reply.done.ids), &shown = reply.text.text();
+  if (!reply.text.stopped()) return whole;
+  return shown.starts_with(' ') && !whole.starts_with(' ') ? shown.substr(1) : shown;
+}
+
 JsonObject json_of(const Reply& reply, const Tokenizer& tokenizer) {
   return {{"ids", reply.done.ids},
-          {"text", reply.text.stopped() ? reply.text.text() : tokenizer.decode_utf8(reply.done.ids)},
+          {"text", text_of(reply, tokenizer)},
           {"prefill_ms", reply.done.prefill_seconds * 1e3},
           {"decode_tokens_per_s", rate_of(reply.done)}};
 }
@@ -150,8 +157,10 @@ void run(Options& options, bool one, bool many, Context& context) {
   check_options(options, one, many);
   const Tokenizer tokenizer = Tokenizer::load(options.model.model);
   std::vector<Reply> replies;
-  for (const std::string& prompt : prompts_of(options))
-    replies.push_back({prompt, tokenizer.encode(prompt, true), ReplyText(tokenizer, options.stops)});
+  for (const std::string& prompt : prompts_of(options)) {
+    const std::vector<std::int32_t> ids = tokenizer.encode(prompt, true);
+    replies.push_back({prompt, ids, ReplyText(tokenizer, options.stops, ids)});
+  }
   RankModel over_ranks;
   if (options.tp != 1) over_ranks = load_over_ranks(options.model, options.tp, context);
   const auto model = options.tp != 1 ? std::move(over_ranks.model) : load(options.model, context);

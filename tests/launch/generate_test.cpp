@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/text/tokenizer.h"
 #include "tests/launch/run_program.h"
 
 namespace ridge {
@@ -23,6 +24,13 @@ class GenerateCommand : public SharedTest {
     const Outcome outcome = must_run(words(more));
     EXPECT_EQ(lines_of(outcome.out).size(), 1u);
     return Json::parse(outcome.out, nullptr, false);
+  }
+  // Prompt and reply as one text: with the blank between them that a reply alone does not have.
+  std::string shown_after(const std::string& prompt, const std::vector<std::int32_t>& reply) const {
+    const Tokenizer tokenizer = Tokenizer::load(stories_);
+    std::vector<std::int32_t> ids = tokenizer.encode(prompt, true);
+    ids.insert(ids.end(), reply.begin(), reply.end());
+    return tokenizer.decode_utf8(ids);
   }
   const Arguments prompt_{"--prompt", "Once upon a time", "--max-new-tokens", "60"};
   Arguments prompt_and(Arguments more) const {
@@ -55,7 +63,7 @@ TEST_F(GenerateCommand, ManyPromptsAreEachAlone) {
     const Json one = json_of({"--prompt", prompts[i], "--max-new-tokens", "25"});
     EXPECT_EQ(all[i].at("ids"), one.at("ids")) << prompts[i];
     EXPECT_EQ(all[i].size(), 4u);
-    text += prompts[i] + one.at("text").get<std::string>() + "\n";
+    text += shown_after(prompts[i], one.at("ids")) + "\n";
   }
   EXPECT_EQ(must_run(words({"--prompts", file, "--max-new-tokens", "25"})).out, text);
   const Json plain = json_of({"--prompts", file, "--max-new-tokens", "25", "--reference"});
@@ -63,7 +71,8 @@ TEST_F(GenerateCommand, ManyPromptsAreEachAlone) {
 }
 
 TEST_F(GenerateCommand, EndsBeforeAStopString) {
-  const std::string whole = json_of(prompt_).at("text");
+  const Json alone = json_of(prompt_);
+  const std::string whole = alone.at("text");
   const std::size_t at = whole.find("park");
   ASSERT_NE(at, std::string::npos) << whole;
   for (const char* path : {"--stream", "--reference"}) {
@@ -72,7 +81,8 @@ TEST_F(GenerateCommand, EndsBeforeAStopString) {
     EXPECT_LT(cut.at("ids").size(), 60u);
   }
   const Outcome shown = must_run(words(prompt_and({"--stop", "park"})));
-  EXPECT_EQ(shown.out, "Once upon a time" + whole.substr(0, at) + "\n");
+  const std::string both = shown_after("Once upon a time", alone.at("ids"));
+  EXPECT_EQ(shown.out, both.substr(0, both.find("park")) + "\n");
   const Outcome streamed = must_run(words(prompt_and({"--json", "--stream"})));
   EXPECT_NE(streamed.err.find("Once upon a time" + whole), std::string::npos) << streamed.err;
   EXPECT_EQ(must_run(words(prompt_and({"--json"}))).err.find("Once upon"), std::string::npos);

@@ -73,6 +73,23 @@ TEST(ReplyText, ShowsWholeCharacters) {
   EXPECT_EQ(joined(shown(bytes_of(text), {"\xE2\x82\xAC"})), "a\xC3\xA9");
 }
 
+// SentencePiece's first token of a text loses its blank; one that follows a prompt does not.
+TEST(ReplyText, KeepsTheBlankAfterAPrompt) {
+  const Tokenizer pieces =
+      Tokenizer::load(std::string(RIDGE_SOURCE_DIR) + "/tests/data/tokenizers/llama2.json");
+  const auto prompt = pieces.encode("Once upon", true), all = pieces.encode("Once upon a time", true);
+  ASSERT_LT(prompt.size(), all.size());
+  const auto text_after = [&](std::span<const std::int32_t> before) {
+    ReplyText reply(pieces, {}, before);
+    for (std::size_t i = prompt.size(); i < all.size(); ++i) reply.push(all[i]);
+    reply.flush();
+    return reply.text();
+  };
+  EXPECT_EQ(text_after(prompt), " a time");
+  EXPECT_EQ(text_after({}), "a time");
+  EXPECT_EQ(text_after(std::span(prompt).first(1)), "a time") << "a special token is no text";
+}
+
 TEST(ReplyText, AnEmptyStopIsAMistake) { EXPECT_THROW(ReplyText(tokenizer(), {"a", ""}), UserError); }
 
 }  // namespace
