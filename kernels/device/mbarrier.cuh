@@ -1,22 +1,14 @@
-// Barriers in shared memory that threads and copies arrive at (PTX ISA: mbarrier). Addresses are those of
+// Barriers of barrier.cuh that copies and other blocks of a cluster arrive at, too. Addresses are those of
 // shared memory.
 #pragma once
 
-#include <cuda_runtime.h>
-
-#include <cstdint>
+#include "kernels/device/barrier.cuh"
 
 namespace ridge::kernels::device {
 
-/// `arrivals` end a phase; begun by one thread, then fence_barriers() and a barrier of the block.
-__device__ __forceinline__ void begin_barrier(std::uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
+/// After begin_barrier(), by the same thread, where others than the block's threads arrive.
 __device__ __forceinline__ void fence_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-__device__ __forceinline__ void arrive(std::uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 /// At a barrier of any block of the cluster. With kRelease, what the block's threads wrote before a barrier
 /// of theirs is seen by those that wait.
@@ -43,15 +35,7 @@ __device__ __forceinline__ void copy_box(std::uint32_t to, const void* map, int 
       : "memory");
 }
 
-/// Until the phase of this parity has ended; the one before a barrier's first counts as ended.
-__device__ __forceinline__ void await(std::uint32_t barrier, std::uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nagain:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-/// The same, of arrivals from the whole cluster.
+/// await(), of arrivals from the whole cluster.
 __device__ __forceinline__ void await_cluster(std::uint32_t barrier, std::uint32_t parity) {
   asm volatile(
       "{\n.reg .pred done;\nagain:\n"
