@@ -63,6 +63,7 @@ class DecodeModel {
                   const kernels::KvView& cache, std::int64_t keys);
   bool joins_gate_up(const Layer& layer, std::int64_t sequences) const;
   void step_feed_forward(const Layer& layer, const Tensor& x_BC);
+  Tensor step_head(const Tensor& x_BC);
   void step_sum(const Product& product, const Tensor& in_BK, const Tensor& x_BC);
   kernels::ProductSteps after_norm(const Tensor& weight_C) const;
   template <class T>

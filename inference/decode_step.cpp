@@ -5,6 +5,7 @@
 #include "inference/decode_model.h"
 #include "kernels/decode_attention.h"
 #include "kernels/elementwise.h"
+#include "kernels/rms_norm.h"
 
 namespace ridge::inference {
 namespace {
@@ -17,6 +18,7 @@ Tensor rows_of(const Tensor& room, std::int64_t rows) { return room.sliced(0, 0,
 ProductSteps ending(ProductEnd end) {
   ProductSteps steps;
   steps.end = end;
+  steps.early = true;
   return steps;
 }
 
@@ -26,6 +28,7 @@ ProductSteps DecodeModel::after_norm(const Tensor& weight_C) const {
   ProductSteps steps;
   steps.norm_K = weight_C.view<bf16>();
   steps.eps = model_.config().rms_norm_eps;
+  steps.early = true;
   return steps;
 }
 
@@ -39,7 +42,7 @@ bool DecodeModel::joins_gate_up(const Layer& layer, std::int64_t sequences) cons
 bool DecodeModel::has_step(std::int64_t sequences) const {
   if (model_.dtype() != DType::bf16) return false;
   const Device device = model_.device();
-  bool all = head_.has_steps(sequences, after_norm(norm_), device);
+  bool all = true;
   for (const Layer& l : layers_) {
     const auto sum = [&](const Product& p) {
       return p.has_steps(sequences, ending(p.meets_ranks() ? ProductEnd::store : ProductEnd::add), device);
@@ -56,7 +59,7 @@ bool DecodeModel::has_step(std::int64_t sequences) const {
 void DecodeModel::step_sum(const Product& product, const Tensor& in_BK, const Tensor& x_BC) {
   if (!product.meets_ranks()) return product.run_steps(in_BK, ending(ProductEnd::add), x_BC);
   const Tensor delta = rows_of(room_.delta, x_BC.dim(0));
-  product.run_steps(in_BK, {}, delta);
+  product.run_steps(in_BK, ending(ProductEnd::store), delta);
   product.make_whole(delta);
   kernels::add<bf16>(current_stream(x_BC.device()), x_BC.view<bf16>(), delta.view<bf16>(), x_BC.view<bf16>());
 }
@@ -97,12 +100,25 @@ void DecodeModel::step_layer(const Layer& layer, const Tensor& x_BC, const Tenso
 Tensor DecodeModel::step(const Tensor& ids_B, const Tensor& positions_B, const Cache& cache,
                          std::int64_t first, std::int64_t keys) {
   const std::int64_t B = positions_B.dim(0);
-  const Tensor x = embed<bf16>(ids_B), logits = rows_of(room_.logits, B);
+  const Tensor x = embed<bf16>(ids_B);
   for (std::size_t l = 0; l < layers_.size(); ++l)
     step_layer(layers_[l], x, positions_B, cache.view(static_cast<std::int64_t>(l), first, B), keys);
-  head_.run_steps(x, after_norm(norm_), logits);
-  head_.make_whole(logits);
-  return logits;
+  return step_head(x);
+}
+
+// A vocabulary that is not whole tiles of rows goes the plain way.
+Tensor DecodeModel::step_head(const Tensor& x_BC) {
+  const std::int64_t B = x_BC.dim(0), C = x_BC.dim(1);
+  const Tensor logits = rows_of(room_.logits, B);
+  if (head_.has_steps(B, after_norm(norm_), x_BC.device())) {
+    head_.run_steps(x_BC, after_norm(norm_), logits);
+    head_.make_whole(logits);
+    return logits;
+  }
+  const Tensor y = rows_of(room_.last_y, B);
+  kernels::rms_norm<bf16>(current_stream(x_BC.device()), x_BC.view<bf16>(), norm_.view<bf16>(),
+                          y.view<bf16>(), View<float>(), model_.config().rms_norm_eps);
+  return head_.run(y.reshaped({B, 1, C}), logits).reshaped({B, -1});
 }
 
 }  // namespace ridge::inference

@@ -15,16 +15,6 @@ constexpr int kFewStages = 3, kManyStages = 2;
 constexpr int kManyBlocks = 2;         // of a multiprocessor
 constexpr int kManyBytes = 80 * 1024;  // at least: a third block beside two would leave others idle
 
-// Kernels that overlap all prefer the largest share of shared memory: to change it, a multiprocessor has to
-// be empty.
-template <class Kernel>
-cudaError_t allow_shared(Kernel* kernel, int bytes) {
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error != cudaSuccess) return error;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                              cudaSharedmemCarveoutMaxShared);
-}
-
 struct DecodeLaunch {
   const Stream& stream;
   DecodeAttentionParams params;
@@ -53,14 +43,14 @@ struct DecodeLaunch {
   template <class K, int kDim>
   void few() {
     const auto kernel = attend_few_keys<K, kDim, kFewStages>;
-    static const cudaError_t kAllowed = allow_shared(kernel, most_bytes<K, kDim>(kFewStages));
+    static const cudaError_t kAllowed = device::allow_shared_memory(kernel, most_bytes<K, kDim>(kFewStages));
     check_cuda(kAllowed);
     run<K, kDim>(kernel, kClusterParts, kFewStages, DecodeExchange<kDim>::bytes(params.share), 0);
   }
   template <class K, int kDim>
   void many() {
     const auto kernel = attend_many_keys<K, kDim, kManyStages, kManyBlocks>;
-    static const cudaError_t kAllowed = allow_shared(kernel, most_bytes<K, kDim>(kManyStages));
+    static const cudaError_t kAllowed = device::allow_shared_memory(kernel, most_bytes<K, kDim>(kManyStages));
     check_cuda(kAllowed);
     run<K, kDim>(kernel, most_parts(params.groups), kManyStages, 0, kManyBytes);
   }

@@ -19,6 +19,7 @@ using device::Int4Codes;
 using device::Int8Bytes;
 
 constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2;
+constexpr std::int64_t kMostColumns = std::int64_t{1} << 24;
 
 bool aligned(const void* at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; }
 int log2_of(std::int64_t power) { return std::countr_zero(static_cast<std::uint64_t>(power)); }
@@ -86,6 +87,7 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
     for (std::size_t i = 0; i < values.size(); ++i) p.values[i] = bf16(values[i]).bits;
   }
   p.end = steps.end;
+  p.early = steps.early;
   p.half_rows = rows / 2;
   p.outputs = static_cast<int>(steps.end == ProductEnd::swiglu ? rows / 2 : rows);
   p.columns = static_cast<int>(cols);
@@ -110,21 +112,22 @@ bool takes(const DecodeParams& p) {
   const bool steps = s.across * Format::kScaleBytes % kStep == 0 && s.across % kZeros == 0;
   const bool groups = Format::kScaledAtEnd || s.unit_shift == (Piece<Format>::kTiles ? 1 : 0);
   const bool nested = !Format::kNested || (s.across <= kNestedBlock && s.first_block < kMost);
-  const bool norm = (p.norm == nullptr || p.columns <= kNormPacks * kOfPacks) &&
-                    (!Format::kInteger || p.columns <= kMostPacks * kOfPacks);
-  return whole && places && steps && groups && nested && norm && aligned(p.norm);
+  const bool staged = !Format::kInteger || p.columns <= kMostPacks * kOfPacks;
+  return whole && places && steps && groups && nested && staged && aligned(p.norm);
 }
 
-bool small(const DecodeWeight& w) {
-  if (const auto* coded = std::get_if<QuantView>(&w)) return coded->rows < kMost && coded->cols < kMost;
+bool small(const DecodeWeight& w, const ProductSteps& steps) {
+  const bool normed = steps.norm_K.ndim() == 1;  // its data are null where it is planned
+  const std::int64_t most = normed ? kNormPacks * kOfPacks : kMostColumns;
+  if (const auto* coded = std::get_if<QuantView>(&w)) return coded->rows < kMost && coded->cols <= most;
   const auto& dense = std::get<View<const bf16>>(w);
-  return dense.dim(0) < kMost && dense.dim(1) < kMost && dense.rows_dense();
+  return dense.dim(0) < kMost && dense.dim(1) <= most && dense.rows_dense();
 }
 
 }  // namespace
 
 bool has_decode_product(const DecodeWeight& w, std::int64_t rows, const ProductSteps& steps) {
-  if (rows < 1 || rows > kDecodeRows || !small(w)) return false;
+  if (rows < 1 || rows > kDecodeRows || !small(w, steps)) return false;
   return visit(w, [&](auto format) {
     using Format = decltype(format);
     DecodeParams p = params_of<Format>(w, steps);

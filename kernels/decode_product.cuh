@@ -173,8 +173,9 @@ bool launch_kernel(cudaStream_t stream, const DecodeParams& params) {
   static const cudaError_t kAllowed = device::allow_shared_memory(kernel, kMostShared);
   check_cuda(kAllowed);
   const int most = (at.bytes <= shared_of(kBlocks) ? kBlocks : 1) * ridge::cuda::multiprocessors();
-  device::launch_overlapped(stream, kernel, dim3(static_cast<unsigned>(std::min(params.tiles, most))),
-                            kDecodeThreads, static_cast<std::size_t>(at.bytes), params, at);
+  device::launch_waiting(stream, params.early, kernel,
+                         dim3(static_cast<unsigned>(std::min(params.tiles, most))), kDecodeThreads,
+                         static_cast<std::size_t>(at.bytes), params, at);
   return true;
 }
 

@@ -25,14 +25,14 @@ struct ProductSteps {
   double eps = 0;  // of the norm
   View<const bf16> bias_N;  // null data: none
   ProductEnd end = ProductEnd::store;
+  bool early = false;  // on a GPU: weights, norm and bias are read before the kernels ahead have ended
 };
 
 /// Whether decode_product has a kernel for so many rows of such a matrix: on a GPU alone.
 bool has_decode_product(const DecodeWeight& w, std::int64_t rows, const ProductSteps& steps, Device device);
 
 /// y [M, N] (swiglu: [M, F]) of x [M, K], M at most kDecodeRows; x and y with dense rows of any stride, x's
-/// on 16 bytes. Sums are kept in f32. Bits of a row do not depend on the other rows. On a GPU the kernel
-/// reads weights, norm and bias before the kernels ahead of it in the stream have ended.
+/// on 16 bytes. Sums are kept in f32. Bits of a row do not depend on the other rows.
 void decode_product(Stream& stream, View<const bf16> x_MK, const DecodeWeight& w, const ProductSteps& steps,
                     View<bf16> y_MN);
 

@@ -67,6 +67,7 @@ struct DecodeParams {
   bf16* y;
   std::int64_t y_stride;
   ProductEnd end;
+  bool early;
 };
 
 /// Where a block has what in its shared memory, bytes.

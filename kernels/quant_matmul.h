@@ -23,9 +23,7 @@ bool has_quant_matmul(const QuantView& w, std::int64_t rows, Device device);
 
 /// y [M, N] = x [M, K] w', M at most kQuantRows; x and y with dense rows of any stride, 16-byte aligned rows
 /// on a GPU. Sums are kept in f32. The bits of a row do not depend on the other rows; on a GPU they do on
-/// whether there are more than kDecodeRows (decode_product.h). For fewer in bf16 it reads weights before the
-/// kernels ahead have ended: between it and what writes them is a launch that is not overlapped
-/// (device/overlap.cuh). Instantiated for float and bf16.
+/// whether there are more than kDecodeRows (decode_product.h). Instantiated for float and bf16.
 template <class T>
 void quant_matmul(Stream& stream, View<const T> x_MK, const QuantView& w, View<T> y_MN);
 

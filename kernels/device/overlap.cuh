@@ -29,10 +29,11 @@ cudaError_t allow_shared_memory(void (*kernel)(Parameters...), int most) {
                               cudaSharedmemCarveoutMaxShared);
 }
 
-/// Queues a kernel that calls wait_for_previous(): it may begin before the kernel ahead of it has ended.
+/// Queues a kernel that calls wait_for_previous(). With `early` it may begin before the kernel ahead of it
+/// has ended.
 template <class... Parameters, class... Arguments>
-void launch_overlapped(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
-                       std::size_t shared_bytes, Arguments&&... arguments) {
+void launch_waiting(cudaStream_t stream, bool early, void (*kernel)(Parameters...), dim3 grid,
+                    unsigned threads, std::size_t shared_bytes, Arguments&&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
@@ -40,10 +41,15 @@ void launch_overlapped(cudaStream_t stream, void (*kernel)(Parameters...), dim3 
   config.stream = stream;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  attribute.val.programmaticStreamSerializationAllowed = early ? 1 : 0;
   config.attrs = &attribute;
   config.numAttrs = 1;
   check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+template <class... Parameters, class... Arguments>
+void launch_overlapped(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                       std::size_t shared_bytes, Arguments&&... arguments) {
+  launch_waiting(stream, true, kernel, grid, threads, shared_bytes, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace ridge::kernels::device
