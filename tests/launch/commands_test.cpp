@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/base/cuda.h"
+#include "core/text/tokenizer.h"
 #include "tests/launch/train_helpers.h"
 
 namespace ridge {
@@ -193,9 +194,11 @@ TEST_F(Commands, GreedyTextIsTransformers) {
     EXPECT_EQ(json.size(), 4u);
     EXPECT_EQ(json_of(words, {.ranks = 2}).at("ids"), wanted.at("ids"));
     EXPECT_EQ(json_of(words, {.threads = 2}).at("ids"), wanted.at("ids"));
-    const Outcome plain = must_run(words);
-    EXPECT_EQ(plain.out,
-              wanted.at("prompt").get<std::string>() + wanted.at("text").get<std::string>() + "\n");
+    // Prompt and reply as one text: with the blank between them that a reply alone does not have.
+    const Tokenizer tokenizer = Tokenizer::load(stories_);
+    auto ids = tokenizer.encode(wanted.at("prompt").get<std::string>(), true);
+    for (const Json& id : wanted.at("ids")) ids.push_back(id);
+    EXPECT_EQ(must_run(words).out, tokenizer.decode_utf8(ids) + "\n");
   }
 }
 
