@@ -59,14 +59,6 @@ struct DecodeBlock {
   }
 };
 
-/// Which 16 bytes of a row of a stage hold its chunk `chunk`: rows that are read together lie in different
-/// banks.
-template <int kWords>
-__device__ __forceinline__ int chunk_place(int row, int chunk) {
-  constexpr int kRows = 8 / (2 * kWords) * 2;  // 1: 8 rows of 16 bytes, 2: 4 of 32, 4: 2 of 64
-  return chunk ^ (row % kRows * (8 / kRows));
-}
-
 /// A warp's ring: its stages one after the other, in shared memory.
 template <class Format>
 struct Ring {
@@ -282,12 +274,8 @@ struct XStage {
     if (8 * pack >= block.p.columns) return;
     std::uint32_t bytes[8];
 #pragma unroll
-    for (int k = 0; k < 8; ++k)
-      bytes[k] = (static_cast<std::uint32_t>(__float2int_rn(x[k] * factor)) + 0x8080u) ^ 0x8080u;
-    constexpr int kOfUnit = Layout::kColumns / 8, kOfRun = Layout::kRun / 8;
-    constexpr int kPiece = Layout::kRun < 16 ? Layout::kRun : 16;
-    const int unit = pack / kOfUnit, lane = pack % kOfUnit / kOfRun, eight = pack % kOfRun;
-    const int place = unit * Layout::kColumns + eight / 2 * 64 + lane * kPiece + eight % 2 * 8;
+    for (int k = 0; k < 8; ++k) bytes[k] = digits_of(__float2int_rn(x[k] * factor));
+    const int place = Layout::byte_place(pack);
     const int pitch = x_row_bytes(block.p.columns / 2);
 #pragma unroll
     for (int d = 0; d < kDigits; ++d)

@@ -19,7 +19,6 @@ inline constexpr int kBlocks = 2;                    // of a multiprocessor
 inline constexpr unsigned kSlots = 2;                // of tiles' partial sums
 inline constexpr int kMostStages = 6;                // of a warp's ring: 6, 4 or 3
 inline constexpr int kMostPacks = 8;                 // of eight columns, that a thread stages at once
-inline constexpr int kDigits = 3;                    // bytes of an element of x where codes are whole numbers
 inline constexpr int kNormPacks = 4;                 // the same, of rows that are normalized
 inline constexpr int kOfPacks = 8 * kDecodeThreads;  // columns of a pack of each thread
 inline constexpr int kMostShared = 227 * 1024;       // bytes of a block; each costs 1 KiB more

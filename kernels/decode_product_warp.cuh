@@ -230,13 +230,12 @@ struct IntegerWarp : WarpCodes<Format, kHalves> {
   int whole[kNT][4] = {};  // rows with one scale
 
   __device__ __forceinline__ explicit IntegerWarp(const DecodeBlock<Format, kHalves>& b) : Base(b) {
-    constexpr int kPiece = Layout::kRun < 16 ? Layout::kRun : 16;
 #pragma unroll
     for (int n = 0; n < kNT; ++n) {
       const int m = 2 * n + g / 4;
       there[n] = g % 4 < kDigits && m < b.p.m;
       const int plane = there[n] ? m * kDigits + g % 4 : 0;
-      x_row[n] = b.address(b.at.x + plane * x_row_bytes(b.p.columns / 2) + q * kPiece);
+      x_row[n] = b.address(b.at.x + plane * x_row_bytes(b.p.columns / 2) + Layout::byte_place_of(q, 0));
     }
   }
   __device__ __forceinline__ void multiply(const Codes& codes, int piece, std::uint32_t stage) {
@@ -296,7 +295,7 @@ struct IntegerWarp : WarpCodes<Format, kHalves> {
 #pragma unroll
         for (int s = 0; s < kSteps; s += 2) {
           std::uint32_t four[4];
-          load_x(four, from + static_cast<std::uint32_t>(32 * s), there[n]);
+          load_x(four, from + static_cast<std::uint32_t>(Layout::byte_place_of(0, s)), there[n]);
           x[n][s][0] = four[0], x[n][s][1] = four[1], x[n][s + 1][0] = four[2], x[n][s + 1][1] = four[3];
         }
       }

@@ -55,4 +55,15 @@ inline constexpr std::uint32_t kNanBits = 0x80808080u;
 /// Some of kNanBits are set where a byte of the word is NaN, and only there.
 constexpr std::uint32_t nan_e4m3(std::uint32_t word) { return (word & 0x7F7F7F7Fu) + 0x01010101u; }
 
+/// 16 (q - 8) as signed bytes, of the codes q that are high halves of bytes.
+constexpr std::uint32_t int4_high_halves(std::uint32_t word) { return (word & 0xF0F0F0F0u) ^ 0x80808080u; }
+/// The column of a word's eight that is byte i of int4_high_halves(word << 4) and of int4_high_halves(word).
+constexpr int int4_column_of_byte(int i) { return i % 4 * 2 + i / 4; }
+
+inline constexpr int kDigits = 3;
+/// A whole number from -2^22 to 2^22 as the sum of 256^d times byte d, d < kDigits, bytes from -128 to 127.
+constexpr std::uint32_t digits_of(std::int32_t whole) {
+  return (static_cast<std::uint32_t>(whole) + 0x8080u) ^ 0x8080u;
+}
+
 }  // namespace ridge::kernels

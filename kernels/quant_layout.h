@@ -32,7 +32,25 @@ struct UnitLayout {
   static constexpr int place(int i) { return i % kEights * 4 + i / kEights; }
   /// Where lane q looks for its eight e.
   static constexpr int place_of(int q, int e) { return e * 4 + q; }
+
+  /// Of x as bytes: where lane q looks for its eight e in a unit, and which unit, lane and eight the columns
+  /// from 8 i of a row are.
+  static constexpr int byte_place_of(int q, int e) {
+    return e / 2 * 64 + q * (kRun < 16 ? kRun : 16) + e % 2 * 8;
+  }
+  static constexpr int byte_place(int i) {
+    const int eight = i % (kColumns / 8);
+    return i / (kColumns / 8) * kColumns + byte_place_of(eight / kEights, eight % kEights);
+  }
 };
+
+/// Which 16 bytes of a row of 128 in shared memory hold its chunk `chunk`, where a lane reads kWords at once:
+/// rows that are read together lie in different banks.
+template <int kWords>
+constexpr int chunk_place(int row, int chunk) {
+  constexpr int kRows = 8 / kWords;  // 1: 8 rows of 16 bytes, 2: 4 of 32, 4: 2 of 64
+  return chunk ^ (row % kRows * (8 / kRows));
+}
 
 /// The first unit of part `p`, for all p up to kParts.
 constexpr int first_unit(int p, int units) {

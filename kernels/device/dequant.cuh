@@ -93,14 +93,9 @@ struct Int4Bytes {
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = kBf16, kTable = false, kNested = false,
                         kHasNan = false, kScaledAtEnd = false, kDense = false, kInteger = true;
   static constexpr int kScaleBytes = kBf16 ? 2 : 4;
-  static __device__ __forceinline__ constexpr int column_of_byte(int i) { return i % 4 * 2 + i / 4; }
+  static constexpr int column_of_byte(int i) { return int4_column_of_byte(i); }
   static __device__ __forceinline__ CodeBytes bytes(const std::uint32_t (&run)[kWords], int s) {
-    return {{high_halves(run[s] << 4), high_halves(run[s])}};
-  }
-
- private:
-  static __device__ __forceinline__ std::uint32_t high_halves(std::uint32_t word) {
-    return (word & 0xF0F0F0F0u) ^ 0x80808080u;
+    return {{int4_high_halves(run[s] << 4), int4_high_halves(run[s])}};
   }
 };
 
@@ -110,7 +105,7 @@ struct Int8Bytes {
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = false, kNested = false,
                         kHasNan = false, kScaledAtEnd = true, kDense = false, kInteger = true;
   static constexpr int kScaleBytes = 4;
-  static __device__ __forceinline__ constexpr int column_of_byte(int i) { return i; }
+  static constexpr int column_of_byte(int i) { return i; }
   static __device__ __forceinline__ CodeBytes bytes(const std::uint32_t (&run)[4], int s) {
     return {{run[2 * s], run[2 * s + 1]}};
   }

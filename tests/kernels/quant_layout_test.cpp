@@ -161,5 +161,89 @@ TEST(QuantLayout, PartsAreAddedOnce) {
   EXPECT_EQ(add_parts(part.data(), 3), 65535);
 }
 
+int byte_of(std::uint32_t word, int i) { return static_cast<std::int8_t>(word >> 8 * i); }
+
+TEST(QuantBits, Int4AsSignedBytes) {
+  std::mt19937 engine(5);
+  for (int turn = 0; turn < 1000; ++turn) {
+    const auto word = static_cast<std::uint32_t>(engine());
+    const std::uint32_t bytes[2] = {int4_high_halves(word << 4), int4_high_halves(word)};
+    std::set<int> columns;
+    for (int i = 0; i < 8; ++i) {
+      const int column = int4_column_of_byte(i), code = static_cast<int>(word >> 4 * column & 15);
+      ASSERT_EQ(byte_of(bytes[i / 4], i % 4), 16 * (code - 8)) << word << ", byte " << i;
+      columns.insert(column);
+    }
+    ASSERT_EQ(columns.size(), 8u);
+  }
+}
+
+TEST(QuantBits, WholeNumbersAreTheirDigits) {
+  const auto value = [](std::int32_t whole) {
+    const std::uint32_t bytes = digits_of(whole);
+    return byte_of(bytes, 0) + 256 * byte_of(bytes, 1) + 65536 * byte_of(bytes, 2);
+  };
+  for (std::int32_t whole = -70000; whole <= 70000; ++whole) ASSERT_EQ(value(whole), whole);
+  for (std::int32_t whole = -(1 << 22); whole <= 1 << 22; whole += 97) ASSERT_EQ(value(whole), whole);
+  EXPECT_EQ(value(1 << 22), 1 << 22);
+}
+
+// Every eight columns of a row has bytes of its own, where the lane looks that has their codes.
+template <class Layout>
+void expect_byte_places() {
+  const int units = 3;
+  std::set<int> places;
+  for (int i = 0; i < units * Layout::kColumns / 8; ++i) {
+    const int unit = 8 * i / Layout::kColumns;
+    int lanes = 0;
+    for (int q = 0; q < 4; ++q) {
+      for (int e = 0; e < Layout::kEights; ++e) {
+        if (unit * Layout::kColumns + Layout::column(q, e) != 8 * i) continue;
+        EXPECT_EQ(Layout::byte_place(i), unit * Layout::kColumns + Layout::byte_place_of(q, e));
+        ++lanes;
+      }
+    }
+    EXPECT_EQ(lanes, 1);
+    for (int byte = 0; byte < 8; ++byte) places.insert(Layout::byte_place(i) + byte);
+  }
+  EXPECT_EQ(places.size(), static_cast<std::size_t>(units * Layout::kColumns));
+  EXPECT_EQ(*places.rbegin(), units * Layout::kColumns - 1);
+}
+
+TEST(QuantLayout, BytesOfXLieWhereLanesLook) {
+  expect_byte_places<UnitLayout<4, 1>>();
+  expect_byte_places<UnitLayout<4, 2>>();
+  expect_byte_places<UnitLayout<4, 4>>();
+  expect_byte_places<UnitLayout<8, 4>>();
+}
+
+// What a warp reads at once, in the order in which the hardware takes its lanes: no bank twice.
+template <int kWords>
+void expect_chunks_apart() {
+  constexpr int kLanes = 32 / kWords;  // that 128 bytes serve
+  for (int unit = 0; unit < 8 / kWords; ++unit) {
+    for (int first = 0; first < 32; first += kLanes) {
+      std::set<int> banks;
+      for (int lane = first; lane < first + kLanes; ++lane) {
+        const int row = lane / 4, byte = unit * 16 * kWords + lane % 4 * 4 * kWords;
+        const int at = row * 128 + 16 * chunk_place<kWords>(row, byte / 16) + byte % 16;
+        for (int w = 0; w < kWords; ++w) banks.insert((at / 4 + w) % 32);
+      }
+      EXPECT_EQ(banks.size(), 32u) << kWords << " words, unit " << unit << ", lane " << first;
+    }
+  }
+  for (int row = 0; row < 16; ++row) {
+    std::set<int> places;
+    for (int chunk = 0; chunk < 8; ++chunk) places.insert(chunk_place<kWords>(row, chunk));
+    EXPECT_EQ(places.size(), 8u);
+  }
+}
+
+TEST(QuantLayout, ChunksThatAreReadTogetherLieInOtherBanks) {
+  expect_chunks_apart<1>();
+  expect_chunks_apart<2>();
+  expect_chunks_apart<4>();
+}
+
 }  // namespace
 }  // namespace ridge::kernels
