@@ -44,15 +44,7 @@ struct DecodeBlock {
       device::begin_barrier(full(threadIdx.x), kDecodeWarps);
       device::begin_barrier(empty(threadIdx.x), 1);
     }
-    if constexpr (Format::kTable) {
-      const std::uint32_t table = device::pair_table(base);
-      for (int i = static_cast<int>(threadIdx.x); i < device::kPairTableBytes / 16; i += kDecodeThreads) {
-        const int byte = i / 8;
-        const std::uint32_t pair = p.values[byte >> 4] | static_cast<std::uint32_t>(p.values[byte & 15])
-                                                             << 16;
-        asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(table + 16 * i), "r"(pair) : "memory");
-      }
-    }
+    if constexpr (Format::kTable) device::fill_pair_table<kDecodeThreads>(base, p.values);
     if constexpr (Format::kNested) {
       if (threadIdx.x < 256) of<float>(at.map)[threadIdx.x] = __ldg(p.scale.map + threadIdx.x);
     }

@@ -210,15 +210,7 @@ struct MmaBlock {
   }
 
   __device__ void fill_tables() {
-    if constexpr (Format::kTable) {
-      const std::uint32_t table = device::pair_table(address());
-      for (int i = static_cast<int>(threadIdx.x); i < device::kPairTableBytes / 16; i += kMmaThreads) {
-        const int byte = i / 8;
-        const std::uint32_t pair = p.values[byte >> 4] | static_cast<std::uint32_t>(p.values[byte & 15])
-                                                             << 16;
-        asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(table + 16 * i), "r"(pair) : "memory");
-      }
-    }
+    if constexpr (Format::kTable) device::fill_pair_table<kMmaThreads>(address(), p.values);
     if constexpr (Format::kNested) {
       offset = __ldg(p.scale.offset);
       if (threadIdx.x < 256) map()[threadIdx.x] = __ldg(p.scale.map + threadIdx.x);

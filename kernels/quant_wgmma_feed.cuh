@@ -98,14 +98,7 @@ struct WgmmaBlock {
   }
   __device__ __forceinline__ void fill_tables() const {
     if constexpr (Format::kTable) {
-      const std::uint32_t table = device::pair_table(memory);
-      for (int i = static_cast<int>(threadIdx.x); i < device::kPairTableBytes / 16;
-           i += kWorkers<kX> + kFeeders) {
-        const int byte = i / 8;
-        const std::uint32_t pair = p.values[byte >> 4] | static_cast<std::uint32_t>(p.values[byte & 15])
-                                                             << 16;
-        asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(table + 16 * i), "r"(pair) : "memory");
-      }
+      device::fill_pair_table<kWorkers<kX> + kFeeders>(memory, p.values);
       if (Format::kNested && threadIdx.x < 256)
         asm volatile("st.shared.f32 [%0], %1;" ::"r"(memory + kAt.map + 4 * threadIdx.x),
                      "f"(__ldg(p.scale.map + threadIdx.x))

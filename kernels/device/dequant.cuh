@@ -134,6 +134,17 @@ __device__ __forceinline__ std::uint32_t pair_table(std::uint32_t memory) {
   return (memory + kBeforePairTable + kPairTableBytes - 1) / kPairTableBytes * kPairTableBytes;
 }
 
+/// Fills the table of the block whose shared memory begins at `memory`: `values` are those of codes, in bf16.
+template <int kThreads>
+__device__ __forceinline__ void fill_pair_table(std::uint32_t memory, const std::uint16_t (&values)[16]) {
+  const std::uint32_t table = pair_table(memory);
+  for (int i = static_cast<int>(threadIdx.x); i < kPairTableBytes / 16; i += kThreads) {
+    const int byte = i / 8;
+    const std::uint32_t pair = values[byte >> 4] | static_cast<std::uint32_t>(values[byte & 15]) << 16;
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(table + 16 * i), "r"(pair) : "memory");
+  }
+}
+
 /// nf4 and fp4: pairs from a table [byte, lane], where each lane has a bank of its own. `column` is the
 /// address of the lane's: no bit of it is one of a row's offset.
 template <bool kDouble, int kUnitsTogether>
