@@ -5,12 +5,10 @@
 #include <bit>
 #include <limits>
 
-#include "kernels/decode_product.h"
 #include "kernels/device/vec.cuh"
 #include "kernels/formats/codes.h"
 #include "kernels/quant_gemv_cuda.h"
 #include "kernels/quant_mma_params.cuh"
-#include "kernels/quant_wgmma_cuda.h"
 
 namespace ridge::kernels::cuda {
 namespace {
@@ -159,11 +157,6 @@ template <class T>
 void quant_matmul(Stream& stream, View<const T> x_MK, const QuantView& w, View<T> y_MN) {
   if (y_MN.numel() == 0) return;
   if constexpr (std::is_same_v<T, bf16>) {
-    // Where it has room for fewer rows only, it is left out for all: bits do not depend on their number.
-    if (x_MK.dim(0) <= kDecodeRows && aligned(x_MK) && cuda::has_decode_product(w, kDecodeRows, {}))
-      return cuda::decode_product(stream, x_MK, w, {}, y_MN);
-    if (x_MK.dim(0) >= kQuantWgmmaRows && has_quant_wgmma(w) && aligned(x_MK))
-      return quant_wgmma(stream, x_MK, w, y_MN);
     const auto multiply_by = [&](auto format) { multiply<decltype(format)>(stream, x_MK, w, y_MN); };
     if (has_mma(w) && aligned(x_MK) && visit_mma_format(w, multiply_by)) return;
   }

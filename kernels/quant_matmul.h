@@ -22,8 +22,8 @@ Work quant_matmul_work(const View<const T>& x_MK, const QuantView& w) {
 bool has_quant_matmul(const QuantView& w, std::int64_t rows, Device device);
 
 /// y [M, N] = x [M, K] w', M at most kQuantRows; x and y with dense rows of any stride, 16-byte aligned rows
-/// on a GPU. Sums are kept in f32. The bits of a row do not depend on the other rows; on a GPU they do on
-/// whether there are more than kDecodeRows (decode_product.h). Instantiated for float and bf16.
+/// on a GPU. Sums are kept in f32. The bits of a row do not depend on the other rows. Instantiated for float
+/// and bf16.
 template <class T>
 void quant_matmul(Stream& stream, View<const T> x_MK, const QuantView& w, View<T> y_MN);
 
