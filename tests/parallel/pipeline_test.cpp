@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "core/autograd.h"
 #include "core/base/error.h"
@@ -427,13 +430,54 @@ TEST(Pipeline, RunsOnMetaInVirtualTime) {
   });
 }
 
+// What the stages of all ranks slept, by one clock: a machine that is late wakes them late, and both count
+// it.
+class Naps {
+ public:
+  void nap(int rank) {
+    const double begin = now();
+    std::this_thread::sleep_for(std::chrono::duration<double>(kNap));
+    const double end = now();
+    const std::lock_guard lock(mutex_);
+    of_[rank].push_back({begin, end});
+  }
+  void clear() {
+    const std::lock_guard lock(mutex_);
+    of_.clear();
+  }
+  std::pair<double, double> first(int rank) { return of_.at(rank).front(); }
+  // Both ranks', awake and asleep, from `start` to the last one's end; and what of it they were awake.
+  double seconds(double start) const {
+    double end = start;
+    for (const auto& [rank, naps] : of_) end = std::max(end, naps.back().second);
+    return static_cast<double>(of_.size()) * (end - start);
+  }
+  double awake(double start) const {
+    double rest = seconds(start);
+    for (const auto& [rank, naps] : of_) {
+      for (const auto& [begin, end] : naps) rest -= end - begin;
+    }
+    return rest;
+  }
+
+  static double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
+  static constexpr double kNap = 0.04;
+
+ private:
+  std::mutex mutex_;
+  std::map<int, std::vector<std::pair<double, double>>> of_;
+};
+
 // Stages that sleep need no core: GPipe's bubble of 2 ranks and 2 micro-batches is a third.
 TEST(Pipeline, MeasuresItsBubble) {
   if (test::on_gpu()) GTEST_SKIP() << "ranks are threads, which have one GPU";
-  run_ranks(2, [](Communicator& pp) {
+  Naps naps;
+  run_ranks(2, [&](Communicator& pp) {
     const Mlp mlp(first_layer(2), {});
     Pipeline pipeline(pp, {Schedule::gpipe, 0, DType::f64, Device::cpu});
-    const auto nap = [] { std::this_thread::sleep_for(std::chrono::milliseconds(40)); };
+    const auto nap = [&] { naps.nap(pp.rank()); };
     PipelineWork work = work_of(mlp);
     const auto forward = work.forward;
     work.forward = [&](int stage, int micro, const Tensor& x) {
@@ -443,17 +487,26 @@ TEST(Pipeline, MeasuresItsBubble) {
     EXPECT_EQ(pipeline.bubble_share(), 0);
     pipeline.run(2, work);
     EXPECT_TRUE(pipeline.timeline().empty());
+    pp.barrier();
+    naps.clear();
+    pp.barrier();
     pipeline.measure(true);
+    double start = Naps::now();
     pipeline.run(2, work);
+    pp.barrier();
     ASSERT_EQ(pipeline.timeline().size(), 4U);
     double last = 0;
     for (const TimedAction& a : pipeline.timeline()) {
       EXPECT_GE(a.begin, last);
-      EXPECT_GE(a.end - a.begin, 0.04) << describe(a.action);
+      EXPECT_GE(a.end - a.begin, Naps::kNap) << describe(a.action);
       last = a.end;
     }
-    EXPECT_GE(pipeline.timeline().front().begin, 0.04 * pp.rank());
-    EXPECT_NEAR(pipeline.bubble_share(), 1.0 / 3, 0.12);
+    EXPECT_LE(pipeline.timeline().front().begin, naps.first(pp.rank()).first - start);
+    EXPECT_GE(naps.first(1).first, naps.first(0).second);
+    pp.all_reduce(std::span(&start, 1), Reduce::max);  // the step began when the last rank came
+    // Rank 1 waits for the first forward and for the last backward, rank 0 for two of rank 1's in between.
+    EXPECT_GE(naps.awake(start), 4 * Naps::kNap);
+    EXPECT_NEAR(pipeline.bubble_share(), naps.awake(start) / naps.seconds(start), 0.12);
   });
 }
 
