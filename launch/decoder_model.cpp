@@ -42,12 +42,14 @@ std::unique_ptr<models::Llama> decoder_model(const DecoderOptions& options, Devi
   std::optional<kernels::WeightFormat> format;
   if (!options.quantize.empty()) format = kernels::parse_weight_format(options.quantize);
   require(format || !options.quantize_head, "--quantize-head needs --quantize with a weight format");
-  auto model = workload_model(options.model, dtype, true, device);
+  auto model = workload_model(options.model, dtype, options.random, device);
   require(!options.quantize_head || !model->config().tied,
           "--quantize-head: the output layer of {} is its embedding", options.model);
   for (const nn::LinearSlot& slot : model->linears()) {
     if (!format || (slot.path == "lm_head" && !options.quantize_head)) continue;
     const nn::DenseLinear* dense = (*slot.slot)->dense();
+    require(dense != nullptr, "--quantize {}: {} of {} is quantized already", options.quantize, slot.path,
+            options.model);
     kernels::check_divides(*format, dense->out_features(), dense->in_features(), slot.path);
     const PurposeScope purpose(Purpose::weights);
     const Tensor bias = dense->bias();

@@ -1,4 +1,4 @@
-// The model that benchmarks of decoding run: random weights, in any weight format.
+// The model that benchmarks and profiles of decoding run, in any weight format.
 #pragma once
 
 #include <memory>
@@ -13,6 +13,7 @@ namespace ridge {
 struct DecoderOptions {
   std::string model, dtype = "bf16", quantize, kv_cache = "auto";
   bool quantize_head = false, no_graph = false;
+  bool random = true;  // else the folder's weights, where it has them
   std::int64_t prefill_chunk = 512;
 
   /// Adds --model, --dtype, --quantize, --quantize-head, --kv-cache, --prefill-chunk and --no-graph.

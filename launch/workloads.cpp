@@ -8,7 +8,6 @@
 #include "core/autograd.h"
 #include "core/base/random.h"
 #include "core/models/weights.h"
-#include "inference/sampling.h"
 
 namespace ridge {
 namespace {
@@ -74,30 +73,6 @@ void TrainingWorkload::step(const std::function<void()>& before_update) {
   optimizer_->step(1e-4, {1.0, norm, 1.0});
   model_->updated();
   optim::clear_gradients(model_->trained());
-}
-
-DecodingWorkload::DecodingWorkload(models::Llama& model, std::int64_t prompt, std::int64_t capacity)
-    : model_(model), cache_(model.make_cache(1, capacity)) {
-  require(prompt >= 1 && prompt < capacity, "a prompt of {} tokens: give at least 1 and less than {}", prompt,
-          capacity);
-  const autograd::NoGradScope no_grad;
-  for (const nn::Parameter& p : model.parameters()) {
-    const bool looked_up = p.name == "model.embed_tokens.weight" && !model.config().tied;
-    if (!looked_up) weight_bytes_ += static_cast<double>(p.value->bytes());
-  }
-  model_.last_logits(random_ids({1, prompt}, model.config().vocab_size, 2, model.device()), &cache_);
-}
-
-void DecodingWorkload::step() {
-  const autograd::NoGradScope no_grad;
-  const Tensor ids = Tensor::from(std::vector<std::int32_t>{next_}, {1, 1});
-  const Tensor logits = model_.last_logits(ids, &cache_).to(DType::f32).on(Device::cpu);
-  next_ = inference::sample(logits.reshaped({-1}).span<float>(), {}, 0);
-}
-
-double DecodingWorkload::bytes_per_step() const {
-  return weight_bytes_ +
-         static_cast<double>((cache_.length() + 1) * model_.config().kv_bytes_per_token(model_.dtype()));
 }
 
 double median(std::vector<double> values) {

@@ -52,21 +52,6 @@ class TrainingWorkload {
   double scale_ = 1;
 };
 
-/// Decoding steps of one sequence after a prompt of random tokens.
-class DecodingWorkload {
- public:
-  DecodingWorkload(models::Llama& model, std::int64_t prompt, std::int64_t capacity);
-  void step();
-  /// Bytes that the next step must read: every weight once as stored, and the keys and values so far.
-  double bytes_per_step() const;
-
- private:
-  models::Llama& model_;
-  nn::KvCache cache_;
-  std::int32_t next_ = 0;
-  double weight_bytes_ = 0;
-};
-
 /// The median of `values`.
 double median(std::vector<double> values);
 /// The most memory that this process has had resident, in bytes.

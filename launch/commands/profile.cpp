@@ -1,4 +1,5 @@
 #include <chrono>
+#include <optional>
 
 #include "core/base/cuda.h"
 #include "core/base/profiler.h"
@@ -7,6 +8,7 @@
 #include "launch/bench_layout.h"
 #include "launch/ceilings.h"
 #include "launch/context.h"
+#include "launch/decoder_model.h"
 #include "launch/workloads.h"
 
 namespace ridge {
@@ -18,6 +20,7 @@ struct Options {
   std::int64_t prompt = 32, steps = 0;
   bool train = false, generate = false;
   StepOptions step;
+  DecoderOptions decoder;
 };
 
 using Clock = std::chrono::steady_clock;
@@ -26,19 +29,54 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+void wait_for(Device device) {
+  if (device == Device::cuda) cuda::synchronize(current_stream(device));
+}
+
 // Runs `step` once to warm up, then `steps` times under the profiler; returns the wall time of those.
 template <class Step>
 double profiled(Device device, Profiler& profiler, std::int64_t steps, Step&& step) {
-  const auto wait = [device] {
-    if (device == Device::cuda) cuda::synchronize(current_stream(device));
-  };
   step();
-  wait();
+  wait_for(device);
   profiler.clear();
   const ProfilerScope scope(current_stream(device), &profiler);
   const auto start = Clock::now();
   for (std::int64_t i = 0; i < steps; ++i) step();
-  wait();
+  wait_for(device);
+  return seconds_since(start);
+}
+
+// Steps of the decode engine, one after the other and kernel by kernel, after a prompt and a step to warm up.
+double profiled_decoding(const Options& options, Device device, Profiler& profiler) {
+  DecoderOptions decoder = options.decoder;
+  decoder.model = options.model;
+  decoder.dtype = options.step.dtype;
+  decoder.quantize = options.step.quantize;
+  decoder.no_graph = true;
+  decoder.random = false;
+  const auto model = decoder_model(decoder, device);
+  inference::EngineOptions how = decoder.engine();
+  how.slots = options.step.batch;
+  how.ahead = 0;
+  inference::Engine engine(*model, how);
+  const std::int64_t steps = options.steps > 0 ? options.steps : 64;
+  std::vector<inference::Request> requests;
+  for (std::int64_t b = 0; b < options.step.batch; ++b)
+    requests.push_back(
+        {random_prompt(options.prompt, model->config().vocab_size, static_cast<std::uint64_t>(b)),
+         steps + 2});
+  std::optional<ProfilerScope> scope;
+  Clock::time_point start;
+  requests.back().on_token = [&, heard = 0](std::int32_t) mutable {
+    if (++heard != 2) return true;
+    wait_for(device);
+    profiler.clear();
+    scope.emplace(current_stream(device), &profiler);
+    start = Clock::now();
+    return true;
+  };
+  engine.generate(requests);
+  wait_for(device);
   return seconds_since(start);
 }
 
@@ -70,12 +108,7 @@ std::vector<JsonObject> rows_json(const std::vector<OpSummary>& ops, const Ceili
 }
 
 double run_workload(const Options& options, const Context& context, Device device, Profiler& profiler) {
-  if (options.generate) {
-    const auto model = workload_model(options.model, parse_dtype(options.step.dtype), false, device);
-    const std::int64_t steps = options.steps > 0 ? options.steps : 64;
-    DecodingWorkload work(*model, options.prompt, options.prompt + steps + 1);
-    return profiled(device, profiler, steps, [&] { work.step(); });
-  }
+  if (options.generate) return profiled_decoding(options, device, profiler);
   const parallel::Mesh mesh = options.step.mesh(context.ranks().size());
   options.step.check(models::ModelConfig::load(options.model), mesh.ranks());
   const auto groups = context.groups(mesh, device);
@@ -88,6 +121,16 @@ double run_workload(const Options& options, const Context& context, Device devic
 
 void run(const Options& options, Context& context) {
   require(!(options.train && options.generate), "profile: give --train or --generate, not both");
+  require(options.steps >= 0, "--steps is {}: give at least 1", options.steps);
+  if (options.generate) {
+    require(options.prompt >= 1, "--prompt is {}: give at least 1", options.prompt);
+    require(options.step.batch >= 1, "--batch is {}: give at least 1", options.step.batch);
+    require(context.ranks().size() == 1, "profile --generate runs on one rank, not on {}",
+            context.ranks().size());
+  } else {
+    require(options.decoder.kv_cache == "auto" && !options.decoder.quantize_head,
+            "--kv-cache and --quantize-head are of decoding: give --generate");
+  }
   require(options.step.dtype == "f32" || options.step.dtype == "bf16",
           "--dtype {} is unknown: use f32 or bf16", options.step.dtype);
   const Device device = context.use_device();
@@ -126,6 +169,9 @@ void add_profile(const Command& app, Context& context) {
   options->step.batch = 1;
   options->step.add_to(command);
   command.option("--prompt", options->prompt, "Decoding: tokens before the first step");
+  command.option("--kv-cache", options->decoder.kv_cache,
+                 "Decoding: auto (the dtype), f32, bf16, fp8 or int8");
+  command.flag("--quantize-head", options->decoder.quantize_head, "Decoding: the output layer's weights too");
   command.option("--steps", options->steps, "Steps to profile; default: 5 of training, 64 of decoding");
   command.option("--trace", options->trace, "Perfetto trace to write");
   command.run([options, &context] { run(*options, context); });

@@ -402,6 +402,10 @@ TEST_F(BadInput, CommandLines) {
       {{"train"}, {"config", "required"}},
       {{"profile", "--model", model, "--train", "--generate"}, {"--train", "--generate"}},
       {{"profile", "--model", model, "--dtype", "f16"}, {"--dtype", "f16"}},
+      {{"profile", "--model", model, "--kv-cache", "fp8"}, {"--kv-cache", "--generate"}},
+      {{"profile", "--model", model, "--generate", "--prompt", "0"}, {"--prompt", "0"}},
+      {{"profile", "--model", model, "--generate", "--batch", "-1"}, {"--batch", "-1"}},
+      {{"profile", "--model", model, "--generate", "--kv-cache", "f8"}, {"f8"}},
       {{"sample-text", "--kind", "poems", "--out", out_}, {"--kind", "poems", "tales"}},
       {{"sample-text", "--bytes", "0", "--out", out_}, {"--bytes", "0"}},
   };

@@ -123,6 +123,27 @@ TEST(ProfileOps, TrainingHasWhatGenerationLacks) {
   EXPECT_TRUE(has(train, "attention") && has(generate, "attention"));
 }
 
+// What is profiled is the engine, with its weights and its cache.
+TEST(ProfileOps, DecodingIsTheEngines) {
+  const TemporaryFolder folder;
+  const auto calls = [&](const Arguments& more) {
+    Arguments words{"profile", "--model", data_file("models/llama3"), "--generate", "--steps",
+                    "2",       "--trace", folder / "t.pftrace",       "--json"};
+    words.insert(words.end(), more.begin(), more.end());
+    std::map<std::string, int> calls;
+    const Json profile = json_of(words, {});
+    for (const Json& op : profile.at("ops")) calls[op.at("op")] = op.at("calls");
+    return calls;
+  };
+  const auto plain = calls({}), coded = calls({"--quantize", "int8", "--kv-cache", "fp8"});
+  EXPECT_EQ(plain.count("quant_matmul"), 0u);
+  EXPECT_EQ(coded.at("quant_matmul") % 2, 0);
+  EXPECT_GE(coded.at("quant_matmul"), 8) << "two layers' or more, two steps";
+  EXPECT_GT(plain.at("matmul"), coded.at("matmul"));
+  const auto one = calls({"--batch", "1"}), three = calls({"--batch", "3"});
+  EXPECT_EQ(one, three) << "sequences share a step";
+}
+
 TEST(ProfileOps, ATraceThatCannotBeWrittenIsSaid) {
   expect_user_error(run_ridge({"profile", "--model", data_file("models/llama3"), "--steps", "1", "--trace",
                                "/nonexistent/x.pftrace"}),
