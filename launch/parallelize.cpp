@@ -10,6 +10,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/reduce.h"
 #include "launch/gather_pieces.h"
+#include "launch/rank_adapters.h"
 #include "lora/adapter.h"
 #include "parallel/tensor_parallel.h"
 #include "parallel/tensor_span.h"
@@ -165,24 +166,9 @@ std::map<std::string, Placement> ParallelModel::place() {
   } else {
     for (const nn::Parameter& p : model_->parameters()) placements[p.name] = {};
   }
-  const std::vector<nn::LinearSlot> linears = model_->linears();
-  std::map<std::string, Placement> weights;  // of linear layers, as the plan has them
-  for (const nn::LinearSlot& slot : linears) weights[slot.path] = placements.at(slot.path + ".weight");
-  quantized_.replace_pieces(linears, tp, placements);
-  if (!options_.lora) return placements;
-  const bool targeted = std::any_of(linears.begin(), linears.end(), [this](const nn::LinearSlot& slot) {
-    return options_.lora->targets_layer(slot.path);
-  });
-  if (!targeted) return placements;  // adapters of the other stages alone
-  lora::add_adapters(linears, *options_.lora, options_.seed, Device::meta);
-  for (const nn::Parameter& p : model_->parameters()) {
-    if (!lora::is_adapter_parameter(p.name)) continue;
-    const std::string linear = p.name.substr(0, p.name.find(".lora_"));
-    const bool is_a = p.name.ends_with("lora_A.weight");
-    placements[p.name] = tp.size() > 1
-                             ? parallel::adapter_placement(weights.at(linear), is_a, tp.size(), tp.rank())
-                             : Placement{};
-  }
+  const std::map<std::string, Placement> weights = weight_placements(*model_, placements);
+  quantized_.replace_pieces(model_->linears(), tp, placements);
+  if (options_.lora) add_rank_adapters(*model_, *options_.lora, options_.seed, weights, tp, placements);
   return placements;
 }
 

@@ -6,7 +6,9 @@
 #include "inference/quantized_rows.h"
 #include "launch/context.h"
 #include "launch/quantized_layers.h"
+#include "launch/rank_adapters.h"
 #include "launch/workloads.h"
+#include "lora/adapter.h"
 #include "parallel/tensor_parallel.h"
 
 namespace ridge {
@@ -69,9 +71,36 @@ void check_ranks(const models::ModelConfig& config, std::int64_t tp, const Conte
   parallel::check_tensor_parallel(config, static_cast<int>(tp), false, 0);
 }
 
+// What every rank says of the whole model.
+struct Source {
+  const models::ModelConfig& config;
+  DType dtype;
+  QuantizedLayers& quantized;
+  Dense dense;
+  std::string adapter = {};  // PEFT folder, or empty
+};
+
+// Adapters around `whole` with their values, which are small, and around `mine` on meta.
+std::map<std::string, Tensor> add_adapter(const std::string& folder, models::Llama& whole,
+                                          models::Llama& mine,
+                                          const std::map<std::string, parallel::Placement>& weights,
+                                          const parallel::Communicator& ranks,
+                                          std::map<std::string, parallel::Placement>& places,
+                                          const Context& context) {
+  std::vector<std::string> notes;
+  const lora::LoraConfig config = lora::load_adapter(whole.linears(), folder, notes);
+  for (const std::string& note : notes) context.note(note);
+  add_rank_adapters(mine, config, 0, weights, ranks, places);
+  std::map<std::string, Tensor> values;
+  for (const nn::Parameter& p : whole.parameters()) {
+    if (lora::is_adapter_parameter(p.name)) values[p.name] = *p.value;
+  }
+  return values;
+}
+
 // One whole parameter at a time comes to life, and this rank keeps its piece.
-RankModel cut_over_ranks(const models::ModelConfig& config, DType dtype, QuantizedLayers& quantized,
-                         const Dense& dense, Device device, const Context& context) {
+RankModel cut_over_ranks(const Source& source, Device device, const Context& context) {
+  const auto& [config, dtype, quantized, dense, folder] = source;
   parallel::Mesh::Coordinates sizes;
   sizes.fill(1);
   sizes[static_cast<std::size_t>(parallel::Axis::tp)] = context.ranks().size();
@@ -85,17 +114,22 @@ RankModel cut_over_ranks(const models::ModelConfig& config, DType dtype, Quantiz
   mine.model = std::make_unique<models::Llama>(config, dtype, Device::meta);
   parallel::Communicator& ranks = mine.groups->along(parallel::Axis::tp);
   auto places = parallel::apply_tensor_parallel(*mine.model, ranks, shared_sums(ranks, device, context));
+  const auto weights = weight_placements(*mine.model, places);
   quantized.replace_pieces(mine.model->linears(), ranks, places);
+  std::map<std::string, Tensor> adapter;
+  if (!folder.empty()) adapter = add_adapter(folder, plan, *mine.model, weights, ranks, places, context);
   const PurposeScope purpose(Purpose::weights);
   const auto near = [&](const std::string& name, const Shape& shape) {
     return dense(name, shape).on(device);
   };
   for (const nn::Parameter& p : mine.model->parameters()) {
     const parallel::Placement& place = places.at(p.name);
-    const bool codes = quantized.holds(p.name);
-    const Tensor all = codes ? quantized.value(p.name, near) : dense(p.name, whole.at(p.name));
+    const bool codes = quantized.holds(p.name), adapts = adapter.contains(p.name);
+    const Tensor all = adapts  ? adapter.at(p.name)
+                       : codes ? quantized.value(p.name, near)
+                               : dense(p.name, whole.at(p.name));
     const Tensor piece = place.dim < 0 ? all : all.sliced(place.dim, place.begin, place.end);
-    *p.value = (codes ? piece : piece.to(dtype)).contiguous_copy().on(device);
+    *p.value = (codes || adapts ? piece : piece.to(dtype)).contiguous_copy().on(device);
   }
   join_weights(*mine.model);
   mine.model->adopt(device);
@@ -105,7 +139,6 @@ RankModel cut_over_ranks(const models::ModelConfig& config, DType dtype, Quantiz
 }  // namespace
 
 RankModel load_over_ranks(const ModelOptions& options, std::int64_t tp, const Context& context) {
-  require(options.adapter.empty(), "--tp takes a model without --adapter: merge it, or use one rank");
   require(!options.quantize_head, "--quantize-head takes one rank: leave it out with --tp");
   const models::ModelWeights weights(options.model);
   check_ranks(weights.config(), tp, context);
@@ -113,8 +146,9 @@ RankModel load_over_ranks(const ModelOptions& options, std::int64_t tp, const Co
   QuantizedLayers quantized(&weights, format_of(options.quantize));
   weights.prefetch();
   const auto stored = [&](const std::string& name, const Shape& shape) { return weights.read(name, shape); };
-  RankModel mine = cut_over_ranks(weights.config(), dtype_of_rank(options, weights.config()), quantized,
-                                  stored, device, context);
+  const DType dtype = dtype_of_rank(options, weights.config());
+  RankModel mine =
+      cut_over_ranks({weights.config(), dtype, quantized, stored, options.adapter}, device, context);
   for (const std::string& note : weights.notes()) context.note(note);
   return mine;
 }
@@ -134,7 +168,7 @@ RankModel random_over_ranks(const DecoderOptions& options, std::int64_t tp, Devi
     models::initialize_parameter(config, {name, &value}, index.at(name), kWorkloadSeed);
     return value;
   };
-  return cut_over_ranks(config, dtype, quantized, drawn, device, context);
+  return cut_over_ranks({config, dtype, quantized, drawn}, device, context);
 }
 
 }  // namespace ridge

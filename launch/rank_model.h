@@ -15,8 +15,8 @@ struct RankModel {
   std::unique_ptr<models::Llama> model;
 };
 
-/// Over all ranks, which load it together. UserErrors: another number of ranks than `tp`, one that cannot
-/// share the model, an adapter (not over ranks yet).
+/// Over all ranks, which load it together with its adapter. UserErrors: another number of ranks than `tp`,
+/// one that cannot share the model.
 RankModel load_over_ranks(const ModelOptions& options, std::int64_t tp, const Context& context);
 
 /// The random weights of decoder_model, cut the same way. UserErrors: as both.

@@ -108,6 +108,16 @@ TEST_F(GenerateCommand, RanksShareTheModel) {
   coded_over_two.insert(coded_over_two.end(), {"--tp", "2"});
   EXPECT_EQ(Json::parse(must_run(words(prompt_and(coded_over_two)), {.ranks = 2}).out).at("ids"),
             Json::parse(must_run(words(prompt_and(coded))).out).at("ids"));
+  const std::string adapter = data_file("models/stories260k_adapter");
+  for (const Arguments& base : {Arguments{}, Arguments{"--quantize", "int8"}}) {
+    Arguments one = prompt_and({"--adapter", adapter, "--json", "--device", "cpu"});
+    one.insert(one.end(), base.begin(), base.end());
+    Arguments two = one;
+    two.insert(two.end(), {"--tp", "2"});
+    const Json alone = Json::parse(must_run(words(one)).out).at("ids");
+    EXPECT_EQ(Json::parse(must_run(words(two), {.ranks = 2}).out).at("ids"), alone);
+    EXPECT_NE(alone, wanted.at("ids"));
+  }
   expect_user_error(run_ridge(words(prompt_and({"--tp", "2"}))), {"--tp 2", "1 were started"});
   expect_user_error(run_ridge(words(prompt_and({"--tp", "0"}))), {"--tp is 0"});
   expect_user_error(run_ridge(words(prompt_and({"--tp", "2", "--reference"}))), {"--reference", "--tp 2"});

@@ -14,7 +14,12 @@ using namespace test;
 
 TEST(RankModel, RandomWeightsAreOneRanks) {
   if (launched_by_mpi()) GTEST_SKIP() << "this is a rank already";
-  for (const int ranks : {2, 4}) expect_ranks_pass(ranks, "RankModelRanks.*");
+  for (const int ranks : {2, 4}) expect_ranks_pass(ranks, "RankModelRanks.RandomWeights*");
+}
+
+TEST(RankModel, AdaptersAreOneRanks) {
+  if (launched_by_mpi()) GTEST_SKIP() << "this is a rank already";
+  expect_ranks_pass(3, "RankModelRanks.Adapters*");
 }
 
 std::vector<std::vector<std::int32_t>> ids_of(models::Llama& model) {
@@ -42,6 +47,27 @@ TEST(RankModelRanks, RandomWeightsAreOneRanks) {
       EXPECT_EQ(ids_of(*mine.model), wanted) << model << " " << format << " over " << ranks;
       EXPECT_LT(decoded_weight_bytes(*mine.model),
                 0.8 * decoded_weight_bytes(*decoder_model(options, Device::cpu)));
+    }
+  }
+}
+
+TEST(RankModelRanks, AdaptersAreOneRanks) {
+  if (!launched_by_mpi()) GTEST_SKIP() << "started by RankModel.AdaptersAreOneRanks";
+  Context context(mpi_process.session());
+  context.device = "cpu";
+  const std::string data = std::string(RIDGE_SOURCE_DIR) + "/tests/data/models/";
+  ModelOptions options;
+  options.model = data + "llama3";
+  options.dtype = "f32";
+  const auto bare = ids_of(*load(options, context));
+  for (const std::string adapter : {"plain", "all_linear", "patterns", "layers"}) {
+    for (const std::string format : {"", "int8"}) {
+      options.adapter = data + "adapters/" + adapter;
+      options.quantize = format;
+      const auto wanted = ids_of(*load(options, context));
+      const RankModel mine = load_over_ranks(options, context.ranks().size(), context);
+      EXPECT_EQ(ids_of(*mine.model), wanted) << adapter << " " << format;
+      EXPECT_NE(wanted, bare) << adapter << " " << format;
     }
   }
 }
