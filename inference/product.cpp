@@ -5,6 +5,7 @@
 #include "core/nn/quantized_linear.h"
 #include "inference/quantized_rows.h"
 #include "kernels/elementwise.h"
+#include "kernels/few_rows_product.h"
 #include "kernels/matmul.h"
 #include "kernels/quant_matmul.h"
 #include "parallel/collective_ops.h"
@@ -176,9 +177,15 @@ void Product::multiply(const Tensor& x_RK, const Tensor& room_RN) const {
       const View<T> y = room_RN.sliced(1, part.column, part.column + part.columns).view<T>();
       if (part.quantized.has_value()) {
         kernels::quant_matmul<T>(stream, x_RK.view<T>(), part.quantized->view(), y);
-      } else {
-        kernels::matmul<T>(stream, x_RK.view<T>(), part.weight_NK.transposed(0, 1).view<T>(), y);
+        continue;
       }
+      if constexpr (std::is_same_v<T, float>) {
+        if (kernels::has_few_rows_product(x_RK.dim(0), x_RK.device())) {
+          kernels::few_rows_product(stream, x_RK.view<T>(), part.weight_NK.view<T>(), y);
+          continue;
+        }
+      }
+      kernels::matmul<T>(stream, x_RK.view<T>(), part.weight_NK.transposed(0, 1).view<T>(), y);
     }
   };
   if (x_RK.dtype() == DType::bf16) return run(std::type_identity<bf16>{});
