@@ -61,12 +61,18 @@ struct Tile {
   static constexpr std::int64_t kRows = 32 / sizeof(Sum);
   Vector sums[kColumns] = {};
 
+  // Sums of its own: those of the tile could be what `a` points to, for all the compiler knows.
   void add(const Sum* a, const Sum* b, std::int64_t k) {
+    Vector s0 = {}, s1 = {}, s2 = {}, s3 = {};
     for (std::int64_t p = 0; p < k; ++p, a += kRows, b += kColumns) {
       Vector column;
       std::memcpy(&column, a, sizeof(column));
-      for (std::int64_t j = 0; j < kColumns; ++j) sums[j] += column * b[j];
+      s0 += column * b[0];
+      s1 += column * b[1];
+      s2 += column * b[2];
+      s3 += column * b[3];
     }
+    sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
   }
 };
 
