@@ -91,6 +91,11 @@ std::vector<QuantizedWeight::Part> QuantizedWeight::parts() {
   return all;
 }
 
+bool QuantizedWeight::shares(const Part& part, int dim) const {
+  const bool any_columns = format.group == 0 || format.tiles;
+  return !part.cut || (any_columns && part.value->dim(dim) == 1 && shape[dim] > 1);
+}
+
 kernels::QuantView QuantizedWeight::view() const { return view_of<true>(*this); }
 
 std::int64_t QuantizedWeight::bytes() const {
@@ -115,7 +120,7 @@ QuantizedWeight QuantizedWeight::piece(int dim, std::int64_t begin, std::int64_t
           "{}: a weight [{}, {}] cannot be cut: its blocks run across rows", name_of(format), shape[0],
           shape[1]);
   for (const Part& part : cut.parts()) {
-    if (!part.cut || (part.value->dim(dim) == 1 && shape[dim] > 1)) continue;
+    if (shares(part, dim)) continue;
     const std::int64_t extent = part.value->dim(dim);
     const std::int64_t first = place_in(begin, extent, shape[dim], format);
     const std::int64_t last = place_in(end, extent, shape[dim], format);

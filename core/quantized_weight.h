@@ -34,6 +34,9 @@ struct QuantizedWeight {
   static QuantizedWeight empty(const kernels::WeightFormat& format, std::int64_t rows, std::int64_t cols,
                                DType scale_dtype, Device device);
   std::vector<Part> parts();
+  /// Whether a piece along `dim` has all of a part: scales of rows, and those of one tile, hold for any
+  /// columns. Those of one group do not.
+  bool shares(const Part& part, int dim) const;
   kernels::QuantView view() const;
   std::int64_t bytes() const;
   QuantizedWeight on(Device device) const;

@@ -17,12 +17,12 @@ std::unique_ptr<nn::Linear>& innermost(std::unique_ptr<nn::Linear>& slot) {
 }
 
 // Where a part of a weight lies that itself lies so: as many of its rows or columns.
-Placement place_of(const Placement& weight, const Shape& weight_shape, const QuantizedWeight::Part& whole,
-                   const QuantizedWeight::Part& piece, const parallel::Communicator& tp) {
-  const bool shared = !whole.cut || (whole.value->dim(weight.dim) == 1 && weight_shape[weight.dim] > 1);
-  if (shared) return Placement::whole(tp.size(), tp.rank());
+Placement place_of(const Placement& weight, const QuantizedWeight& all_of_it,
+                   const QuantizedWeight::Part& whole, const QuantizedWeight::Part& piece,
+                   const parallel::Communicator& tp) {
+  if (all_of_it.shares(whole, weight.dim)) return Placement::whole(tp.size(), tp.rank());
   Placement place = weight;
-  const std::int64_t per = whole.value->dim(weight.dim), all = weight_shape[weight.dim];
+  const std::int64_t per = whole.value->dim(weight.dim), all = all_of_it.shape[weight.dim];
   place.begin = (weight.begin * per + all - 1) / all;
   place.end = place.begin + piece.value->dim(weight.dim);
   return place;
@@ -98,7 +98,7 @@ void QuantizedLayers::replace_pieces(const std::vector<nn::LinearSlot>& linears,
     placements.erase(linear.path + ".weight");
     for (std::size_t i = 0; i < pieces.size(); ++i) {
       placements[linear.path + ".weight" + pieces[i].suffix] =
-          place.dim < 0 ? place : place_of(place, whole.shape, wholes[i], pieces[i], tp);
+          place.dim < 0 ? place : place_of(place, whole, wholes[i], pieces[i], tp);
     }
     slot = std::make_unique<nn::QuantizedLinear>(std::move(piece), dense->bias());
   }

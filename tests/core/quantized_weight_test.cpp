@@ -117,6 +117,37 @@ TEST(QuantizedWeight, CannotBeCutWithinAGroup) {
   EXPECT_THROW((void)quantize(random_weight(8, 96), parse_weight_format("nf4")).piece(0, 0, 4), UserError);
 }
 
+// Where a row is one group its scale looks like that of a whole row.
+TEST(QuantizedWeight, CannotBeCutWithinTheOnlyGroupOfARow) {
+  const std::pair<const char*, std::int64_t> kOne[] = {
+      {"nf4", 64},      {"nf4-dq", 64},     {"fp4", 64},    {"int4-g32", 32},
+      {"int4-g64", 64}, {"int4-g128", 128}, {"fp4-dq", 64}, {"int4-g32-zp", 32}};
+  for (const auto& [name, cols] : kOne) {
+    const QuantizedWeight whole = quantize(random_weight(6, cols), parse_weight_format(name));
+    const Tensor want = dequantize(whole, DType::f32);
+    for (const std::int64_t begin : {std::int64_t{0}, cols / 2}) {
+      try {
+        (void)whole.piece(1, begin, begin + cols / 2);
+        ADD_FAILURE() << name << " is cut at " << begin;
+      } catch (const UserError& error) {
+        const std::string message = error.what();
+        EXPECT_NE(message.find(fmt::format("cut at {} of {}", cols / 2, cols)), std::string::npos) << message;
+        EXPECT_NE(message.find("within a group"), std::string::npos) << message;
+      }
+    }
+    expect_same(dequantize(whole.piece(0, 2, 5), DType::f32), want.sliced(0, 2, 5), name);
+  }
+}
+
+TEST(QuantizedWeight, TheOnlyScaleOfARowOrATileHoldsForAnyColumns) {
+  for (const char* name : {"int8", "fp8", "fp8-block"}) {
+    const QuantizedWeight whole = quantize(random_weight(100, 96), parse_weight_format(name));
+    const Tensor want = dequantize(whole, DType::f32);
+    expect_same(dequantize(whole.piece(1, 48, 96), DType::f32), want.sliced(1, 48, 96), name);
+    expect_same(dequantize(whole.piece(0, 50, 100), DType::f32), want.sliced(0, 50, 100), name);
+  }
+}
+
 TEST(QuantizedWeight, RefusesAShapeThatGroupsDoNotDivide) {
   try {
     (void)quantize(random_weight(4, 96), parse_weight_format("int4-g64"));
