@@ -112,8 +112,33 @@ bool takes(const DecodeParams& p) {
   const bool steps = s.across * Format::kScaleBytes % kStep == 0 && s.across % kZeros == 0;
   const bool groups = Format::kScaledAtEnd || s.unit_shift == (Piece<Format>::kTiles ? 1 : 0);
   const bool nested = !Format::kNested || (s.across <= kNestedBlock && s.first_block < kMost);
-  const bool staged = !Format::kInteger || p.columns <= kMostPacks * kOfPacks;
-  return whole && places && steps && groups && nested && staged && aligned(p.norm);
+  return whole && places && steps && groups && nested && aligned(p.norm);
+}
+
+/// Of `rows`, how many a block's memory holds x of; 0: not one.
+template <class Format>
+int rows_at_once(DecodeParams p, int rows) {
+  for (p.m = rows; p.m > 0 && !fits_decode_product<Format>(p);) --p.m;
+  return p.m;
+}
+
+/// In as few passes over the weights as can be, of about as many rows each; false where there is no kernel.
+template <class Format>
+bool multiply(Stream& stream, DecodeParams p, const View<const bf16>& x, const View<bf16>& y) {
+  const auto rows = static_cast<int>(x.dim(0));
+  p.x_stride = rows == 1 ? 0 : x.strides[0];
+  p.y_stride = rows == 1 ? 0 : y.strides[0];
+  const int most = rows_at_once<Format>(p, rows);
+  if (most == 0 || !takes<Format>(p) || !device::aligned_rows(x.data, p.x_stride)) return false;
+  const auto passes = device::ceil_div(rows, most);
+  const auto each = static_cast<int>(device::ceil_div(rows, passes));
+  for (int row = 0; row < rows; row += each) {
+    p.m = std::min(each, rows - row);
+    p.x = x.data + row * p.x_stride;
+    p.y = y.data + row * p.y_stride;
+    if (!launch_decode_product<Format>(device::native(stream), p)) return false;
+  }
+  return true;
 }
 
 bool small(const DecodeWeight& w, const ProductSteps& steps) {
@@ -130,9 +155,8 @@ bool has_decode_product(const DecodeWeight& w, std::int64_t rows, const ProductS
   if (rows < 1 || rows > kDecodeRows || !small(w, steps)) return false;
   return visit(w, [&](auto format) {
     using Format = decltype(format);
-    DecodeParams p = params_of<Format>(w, steps);
-    p.m = static_cast<int>(rows);
-    return takes<Format>(p) && fits_decode_product<Format>(p);
+    const DecodeParams p = params_of<Format>(w, steps);
+    return takes<Format>(p) && rows_at_once<Format>(p, 1) == 1;
   });
 }
 
@@ -141,14 +165,7 @@ void decode_product(Stream& stream, View<const bf16> x, const DecodeWeight& w, c
   if (y.numel() == 0) return;
   const bool done = visit(w, [&](auto format) {
     using Format = decltype(format);
-    DecodeParams p = params_of<Format>(w, steps);
-    p.m = static_cast<int>(x.dim(0));
-    p.x = x.data;
-    p.x_stride = p.m == 1 ? 0 : x.strides[0];
-    p.y = y.data;
-    p.y_stride = p.m == 1 ? 0 : y.strides[0];
-    if (!takes<Format>(p) || !device::aligned_rows(p.x, p.x_stride)) return false;
-    return launch_decode_product<Format>(device::native(stream), p);
+    return multiply<Format>(stream, params_of<Format>(w, steps), x, y);
   });
   if (!done) fail("decode_product: no kernel for {} rows of this matrix: ask has_decode_product", x.dim(0));
 }

@@ -149,7 +149,8 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format, kHalves
   }
 }
 
-template <class Format, int kHalves, int kNT>
+// kLong: where long_digits() says so.
+template <class Format, int kHalves, int kNT, bool kLong>
 __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
     decode_product_kernel(const __grid_constant__ DecodeParams p, const __grid_constant__ DecodeShared at) {
   extern __shared__ __align__(128) char memory[];
@@ -160,16 +161,20 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   block.begin();
   const XStage<Format, kHalves> x(block);
   device::wait_for_previous();
-  x.all();
+  if constexpr (kLong) {
+    x.all_long();
+  } else {
+    x.all();
+  }
   __syncthreads();
   multiply_tiles<Format, kHalves, kNT>(block, reader);
 }
 
-template <class Format, int kHalves, int kNT>
+template <class Format, int kHalves, int kNT, bool kLong = false>
 bool launch_kernel(cudaStream_t stream, const DecodeParams& params) {
   const DecodeShared at = DecodeShared::of<Format, kHalves>(params);
   if (at.bytes == 0) return false;
-  const auto kernel = decode_product_kernel<Format, kHalves, kNT>;
+  const auto kernel = decode_product_kernel<Format, kHalves, kNT, kLong>;
   static const cudaError_t kAllowed = device::allow_shared_memory(kernel, kMostShared);
   check_cuda(kAllowed);
   const int most = (at.bytes <= shared_of(kBlocks) ? kBlocks : 1) * ridge::cuda::multiprocessors();
@@ -182,6 +187,10 @@ bool launch_kernel(cudaStream_t stream, const DecodeParams& params) {
 template <class Format, int kHalves>
 bool launch_halves(cudaStream_t stream, const DecodeParams& params) {
   if constexpr (Format::kInteger) {
+    if (long_digits<Format>(params)) {
+      if constexpr (kHalves == 1) return launch_kernel<Format, 1, 1, true>(stream, params);
+      return false;
+    }
     if (params.m > 4) return launch_kernel<Format, kHalves, 4>(stream, params);
     if (params.m > 2) return launch_kernel<Format, kHalves, 2>(stream, params);
   }

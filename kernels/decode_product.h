@@ -9,7 +9,7 @@
 
 namespace ridge::kernels {
 
-/// Rows of x that one pass over the weights serves.
+/// Rows of x that one pass over the weights serves, or more passes where x is too long for a block's memory.
 inline constexpr std::int64_t kDecodeRows = 8;
 
 /// What becomes of y = x w' + bias, rounded to bf16: stored, added to what is there, or, w [2F, K] being rows
@@ -28,7 +28,8 @@ struct ProductSteps {
   bool early = false;  // on a GPU: weights, norm and bias are read before the kernels ahead have ended
 };
 
-/// Whether decode_product has a kernel for so many rows of such a matrix: on a GPU alone.
+/// Whether decode_product has a kernel for so many rows of such a matrix, on a GPU alone: for all up to
+/// kDecodeRows or for none.
 bool has_decode_product(const DecodeWeight& w, std::int64_t rows, const ProductSteps& steps, Device device);
 
 /// y [M, N] (swiglu: [M, F]) of x [M, K], M at most kDecodeRows; x and y with dense rows of any stride, x's

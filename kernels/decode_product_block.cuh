@@ -184,6 +184,20 @@ struct XStage {
       }
     }
   }
+  /// The same of rows as long as they like, as digits: each is read twice.
+  __device__ void all_long() const {
+    for (int row = 0; row < block.p.m; ++row) {
+      const bf16* from = block.p.x + row * block.p.x_stride;
+      const auto each_pack = [&](const auto& f) {
+        for (int pack = static_cast<int>(threadIdx.x); 8 * pack < block.p.columns; pack += kDecodeThreads)
+          f(pack, device::load_pack(from + 8 * pack));
+      };
+      std::uint32_t most = 0;
+      each_pack([&](int, const Pack& x) { most = greatest(x, most); });
+      const float factor = digits_factor(most, row);
+      each_pack([&](int pack, const Pack& x) { store_digits(x, row, pack, factor); });
+    }
+  }
 
  private:
   template <int kCount>
@@ -243,15 +257,22 @@ struct XStage {
     }
   }
 
-  // By which x becomes whole numbers below 2^22; what undoes it is kept for the row's results.
+  // Bits of the greatest magnitude, `most` among them; NaN is above all.
+  static __device__ __forceinline__ std::uint32_t greatest(const Pack& x, std::uint32_t most) {
+    const std::uint32_t words[4] = {x.raw.x, x.raw.y, x.raw.z, x.raw.w};
+#pragma unroll
+    for (int w = 0; w < 4; ++w) most = max(most, max(words[w] & 0x7FFF0000u, words[w] << 16 & 0x7FFF0000u));
+    return most;
+  }
   __device__ __forceinline__ float digits_factor(const Pack (&x)[kEach], int row) const {
-    std::uint32_t most = 0;  // bits of the greatest magnitude; NaN is above all
+    std::uint32_t most = 0;
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const std::uint32_t words[4] = {x[i].raw.x, x[i].raw.y, x[i].raw.z, x[i].raw.w};
-#pragma unroll
-      for (int w = 0; w < 4; ++w) most = max(most, max(words[w] & 0x7FFF0000u, words[w] << 16 & 0x7FFF0000u));
-    }
+    for (int i = 0; i < kEach; ++i) most = greatest(x[i], most);
+    return digits_factor(most, row);
+  }
+  // By which x, a thread's greatest being `most`, becomes whole numbers below 2^22; what undoes it is kept
+  // for the row's results.
+  __device__ __forceinline__ float digits_factor(std::uint32_t most, int row) const {
     most = of_block<device::Max>(most);
     const int exponent = max(static_cast<int>(most >> 23), 48);  // biased; smaller rows keep fewer digits
     const float factor = __uint_as_float(static_cast<std::uint32_t>(2 * 127 + 21 - exponent) << 23);

@@ -120,9 +120,16 @@ struct DecodeShared {
   }
 };
 
-/// Whether a block's memory holds x.
+inline constexpr int kMostLong = 2;  // rows whose digits are of more columns than threads hold at once
+template <class Format>
+bool long_digits(const DecodeParams& p) {
+  return Format::kInteger && p.columns > kMostPacks * kOfPacks;
+}
+
+/// Whether a kernel takes x, and a block's memory holds it.
 template <class Format>
 bool fits_decode_product(const DecodeParams& p) {
+  if (long_digits<Format>(p) && (p.m > kMostLong || p.end == ProductEnd::swiglu)) return false;
   if (p.end == ProductEnd::swiglu) return DecodeShared::of<Format, 2>(p).bytes != 0;
   return DecodeShared::of<Format, 1>(p).bytes != 0;
 }

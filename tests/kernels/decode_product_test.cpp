@@ -112,7 +112,11 @@ struct Inputs {
       : x(random_values(c.m * c.k, 1)),
         norm(random_values(c.k, 2)),
         bias(random_values(c.n, 3)),
-        before(random_values(c.m * c.n, 4)) {}
+        before(random_values(c.m * c.n, 4)) {
+    if (c.k <= 16384) return;
+    for (std::int64_t m = 0; m < c.m; ++m)  // the greatest is the last
+      x[static_cast<std::size_t>((m + 1) * c.k - 1)] = bf16(static_cast<float>(8 << m % 4));
+  }
   ProductSteps steps(const Case& c) const {
     ProductSteps s;
     if (c.norm) s.norm_K = View<const bf16>(norm.data(), {c.k}, {1});
@@ -180,6 +184,46 @@ TEST_F(DecodeProduct, ScalesInBf16) {
 TEST_F(DecodeProduct, LongRows) {
   for (const char* format : {"bf16", "int8", "nf4-dq", "int4-g128"})
     expect_product(format, {1, 2128, 14336, ProductEnd::add, false, false});
+}
+
+// Where a block's memory holds fewer rows than there are, the weights are read more than once.
+TEST_F(DecodeProduct, RowsInPasses) {
+  for (const std::string format : kFormats) {
+    expect_product(format, {5, 16, 14336, ProductEnd::store, false, true});
+    expect_product(format, {8, 16, 14336, ProductEnd::add, false, false});
+  }
+  for (const std::int64_t m : {6, 7}) expect_product("int8", {m, 48, 14336, ProductEnd::add, false, true});
+  for (const char* format : {"bf16", "int8", "nf4"})
+    expect_product(format, {7, 64, 8192, ProductEnd::swiglu, true, false});
+}
+
+// Whole numbers of rows that a block's threads cannot hold at once.
+TEST_F(DecodeProduct, VeryLongRows) {
+  for (const char* format : {"bf16", "int8", "int4-g32", "int4-g64", "int4-g128"}) {
+    expect_product(format, {1, 48, 16384 + 512, ProductEnd::store, false, false});
+    expect_product(format, {5, 16, 20480, ProductEnd::add, false, true});
+  }
+  expect_product("int4-g128", {3, 32, 20480, ProductEnd::store, false, true}, true);
+}
+
+// What a sequence's token runs by may not depend on how many there are beside it.
+TEST_F(DecodeProduct, AsManyRowsAsOne) {
+  for (const std::string format : kFormats) {
+    for (const std::int64_t k : {512, 8192, 14336, 20480, 28672, 57344}) {
+      const Memory<bf16> dense(format == "bf16" ? static_cast<std::size_t>(32 * k) : 0);
+      QuantizedArray coded(format == "bf16" ? "int8" : format, 32, k);
+      const DecodeWeight w =
+          format == "bf16" ? DecodeWeight(View<const bf16>(dense.data(), {32, k}, {k, 1})) : coded.view();
+      for (const ProductEnd end : {ProductEnd::store, ProductEnd::swiglu}) {
+        ProductSteps steps;
+        steps.end = end;
+        const bool one = has_decode_product(w, 1, steps, Device::cuda);
+        EXPECT_TRUE(one || k > 16384) << format << ", " << k;
+        for (std::int64_t m = 2; m <= kDecodeRows; ++m)
+          EXPECT_EQ(has_decode_product(w, m, steps, Device::cuda), one) << format << ", " << k << ", " << m;
+      }
+    }
+  }
 }
 
 TEST_F(DecodeProduct, RefusesWhatItCannotRead) {
