@@ -66,18 +66,6 @@ bool has_plain(const QuantView& w) {
   return w.cols % 2 == 0 && w.cols % w.format.group == 0;
 }
 
-/// Runs of a lane begin at addresses that it can read at once, and x has whole eights of columns.
-bool has_mma(const QuantView& w) {
-  if (!has_plain(w) || w.rows >= kMost || w.first_block + w.rows * w.row_blocks >= kMost) return false;
-  bool fits = false;
-  const auto address = reinterpret_cast<std::uintptr_t>(w.codes);
-  const bool known = visit_mma_format(w, [&](auto format) {
-    constexpr int kBytes = 4 * decltype(format)::Layout::kWords;
-    fits = w.row_bytes() % kBytes == 0 && address % kBytes == 0;
-  });
-  return known && fits;
-}
-
 int log2_of(std::int64_t power) { return std::countr_zero(static_cast<std::uint64_t>(power)); }
 
 MmaScales scales_of(const QuantView& w, int unit_columns) {
@@ -98,13 +86,18 @@ MmaScales scales_of(const QuantView& w, int unit_columns) {
 }
 
 template <class Format>
+int units_of(const QuantView& w) {
+  return static_cast<int>(device::ceil_div(w.cols, Format::kTogether * Format::Layout::kColumns));
+}
+
+template <class Format>
 MmaParams params_of(const QuantView& w) {
   MmaParams p{};
   p.codes = w.codes;
   p.row_bytes = w.row_bytes();
   p.rows = static_cast<int>(w.rows);
   p.columns = static_cast<int>(w.cols);
-  p.units = static_cast<int>(device::ceil_div(w.cols, Format::kTogether * Format::Layout::kColumns));
+  p.units = units_of<Format>(w);
   p.scale = scales_of(w, Format::Layout::kColumns);
   const auto values = w.format.codes == Codes::nf4 ? nf4_values() : fp4_values();
   for (std::size_t i = 0; i < values.size(); ++i) p.values[i] = bf16(values[i]).bits;
@@ -123,6 +116,20 @@ int cluster_for(int m, int units) {
     fits = cluster;
   }
   return fits;
+}
+
+/// Runs of a lane begin at addresses that it can read at once, and shared memory holds a row of x.
+bool has_mma(const QuantView& w) {
+  if (!has_plain(w) || w.rows >= kMost || w.first_block + w.rows * w.row_blocks >= kMost) return false;
+  bool fits = false;
+  const auto address = reinterpret_cast<std::uintptr_t>(w.codes);
+  const bool known = visit_mma_format(w, [&](auto format) {
+    using Format = decltype(format);
+    constexpr int kBytes = 4 * Format::Layout::kWords;
+    fits = w.row_bytes() % kBytes == 0 && address % kBytes == 0 &&
+           cluster_for<Format>(1, units_of<Format>(w)) > 0;
+  });
+  return known && fits;
 }
 
 template <class Format>

@@ -271,6 +271,16 @@ TEST(QuantMatmulLimits, WhatItTakes) {
   EXPECT_THROW(quant_matmul<float>(test_stream(), x.in(), nf4.view(), wrong.view()), Error);
 }
 
+// Rows of x that no cluster of blocks holds.
+TEST(QuantMatmulLimits, EndlessRows) {
+  for (const char* name : {"int8", "nf4"}) {
+    const RandomWeight w(parse_weight_format(name), 2, std::int64_t{1} << 20, 5);
+    EXPECT_TRUE(runs_here(w.view(), 2));
+    EXPECT_EQ(runs_here(w.view(), 9), !on_gpu());
+    expect_product<bf16>(w, 2, name);
+  }
+}
+
 TEST(QuantMatmulMeta, StatesItsWork) {
   const RandomWeight w(parse_weight_format("int4-g128"), 24, 256, 1);
   const LaunchRecord record = launched_on_meta([&](Stream& stream) {
