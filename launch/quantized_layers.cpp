@@ -39,22 +39,13 @@ QuantizedWeight piece_of(const QuantizedWeight& whole, const Placement& place, c
   }
 }
 
-QuantizedWeight on_meta(QuantizedWeight w) {
-  for (const QuantizedWeight::Part& part : w.parts())
-    *part.value = Tensor::empty(part.value->shape(), part.value->dtype(), Device::meta);
-  return w;
-}
-
 }  // namespace
 
 std::optional<kernels::WeightFormat> QuantizedLayers::format_of(const std::string& path) const {
   const auto stored =
       weights_ != nullptr ? weights_->format_of(path) : std::optional<kernels::WeightFormat>{};
   if (!format_) return stored;
-  require(
-      !stored || *stored == *format_,
-      "quantizing to {}: {} is stored as {} already: take the model as it is, or start from dense weights",
-      name_of(*format_), path, stored ? name_of(*stored) : "");
+  if (stored) models::require_stored_as(*format_, *stored, path);
   return stored || path != "lm_head" ? format_ : stored;
 }
 
@@ -72,7 +63,7 @@ void QuantizedLayers::replace(const std::vector<nn::LinearSlot>& linears) {
                             ? weight.dtype()
                             : weights_->read(linear.path + ".weight", weight.shape()).dtype();
     QuantizedWeight coded =
-        stored ? on_meta(weights_->read_quantized(linear.path, weight.dim(0), weight.dim(1)))
+        stored ? weights_->quantized_on_meta(linear.path)
                : QuantizedWeight::empty(*format, weight.dim(0), weight.dim(1), dtype, Device::meta);
     for (const QuantizedWeight::Part& part : coded.parts())
       parts_[linear.path + ".weight" + part.suffix] = {linear.path, part.suffix};

@@ -5,7 +5,9 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "core/base/stream.h"
 #include "core/io/json_depth.h"
+#include "kernels/quantize.h"
 
 namespace ridge::models {
 namespace {
@@ -18,6 +20,8 @@ constexpr const char* kStatePrefix = ".weight.quant_state.bitsandbytes__";
 constexpr std::size_t kMaxStateBytes = 1 << 16;
 constexpr int kMapSize = 16;
 constexpr float kInt8Range = 127;
+// Half a step of the signed dynamic map is 0.9 / 128 of a block's scale at most.
+constexpr float kNestedRounding = 1.0f / 64;
 
 std::int64_t integer_of(const Json& value, std::string_view what, const std::string& source) {
   const bool whole = value.is_number_integer() &&
@@ -118,6 +122,21 @@ std::optional<WeightFormat> four_bit_format(const WeightFolder& folder, const Li
   return format;
 }
 
+// Every block's absmax as the second level gives it: finite, and below zero by no more than a block of zeros
+// is rounded.
+void check_sums(const QuantizedWeight& w, const std::string& folder, const std::string& weight,
+                double offset) {
+  const Tensor absmax = Tensor::empty({w.scale_codes.numel()}, DType::f32);
+  kernels::dequantize_scales(current_stream(Device::cpu), w.view(), absmax.view<float>());
+  const std::span<const float> sums = absmax.span<float>(), nested = w.nested_scales.span<float>();
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    const float room = nested[i / kernels::kNestedBlock] * kNestedRounding;
+    require(std::isfinite(sums[i]) && sums[i] >= -room,
+            "{}: {}.absmax[{}] is {} with nested_offset {}: an absmax must be finite and at least 0", folder,
+            weight, i, sums[i], offset);
+  }
+}
+
 void read_nested(QuantizedWeight& w, const SharedFolder& folder, const std::string& weight, double offset) {
   w.scale_codes = as_tensor(folder->at(weight + ".absmax"), w.scale_codes.shape(), DType::u8, folder);
   w.nested_scales =
@@ -126,6 +145,7 @@ void read_nested(QuantizedWeight& w, const SharedFolder& folder, const std::stri
   for (const float value : w.nested_map.span<float>())
     require(std::isfinite(value), "{}: {}.nested_quant_map holds {}", folder->path(), weight, value);
   w.nested_offset = Tensor::full({1}, offset, DType::f32);
+  check_sums(w, folder->path(), weight, offset);
 }
 
 QuantizedWeight read_int8(const SharedFolder& folder, const LinearShape& linear, QuantizedWeight w) {

@@ -1,7 +1,10 @@
 #include "core/models/compressed_tensors_keys.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+
+#include "core/base/threads.h"
 
 namespace ridge::models {
 namespace {
@@ -12,6 +15,7 @@ using Weights = QuantizationConfig::Weights;
 
 constexpr std::int64_t kPerWord = 8;        // int4 codes of an I32
 constexpr std::uint8_t kInt8Offset = 0x80;  // of 8-bit codes that are packed
+constexpr std::int64_t kCodesPerTask = 1 << 20;
 constexpr std::int64_t kGroups[] = {128, 64, 32};
 
 std::int64_t parts(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
@@ -144,7 +148,11 @@ WeightFormat packed_format(const WeightFolder& folder, const LinearShape& linear
   const WeightFormat format{Codes::int4, our_group(folder, linear, theirs), false, false, zeros != nullptr};
   if (zeros != nullptr) {
     require(scales > 0, "{}: {} has zero points but one scale: not read", folder.path(), linear.path);
-    stored(folder, zeros->name, {"I32"}, parts(linear.rows, kPerWord) * scales, config_shape(linear));
+    const std::vector<std::int64_t> want{parts(linear.rows, kPerWord), scales};
+    stored(folder, zeros->name, {"I32"}, want[0] * want[1], config_shape(linear));
+    require(zeros->shape == want || (scales == 1 && zeros->shape.size() == 1),
+            "{}: tensor {} has shape {}, not {}: {} in {} groups a row", folder.path(), zeros->name,
+            shape_text(zeros->shape), shape_text(want), config_shape(linear), scales);
   }
   return format;
 }
@@ -192,10 +200,26 @@ Tensor spread(const Tensor& theirs, const Shape& shape) {
 Tensor read_scales(const SharedFolder& folder, const LinearShape& linear, const WeightFormat& format,
                    const Shape& shape) {
   const TensorEntry& entry = *find_scale(*folder, linear);
-  const bool narrow = format.codes == Codes::int4 && entry.dtype == "BF16";
-  const DType dtype = narrow ? DType::bf16 : DType::f32;
+  const DType dtype = compressed_scale_dtype(*folder, linear, format);
   const Tensor theirs = as_scales(entry, {element_count(entry)}, dtype, false, folder);
-  return narrow ? spread<bf16>(theirs, shape) : spread<float>(theirs, shape);
+  return dtype == DType::bf16 ? spread<bf16>(theirs, shape) : spread<float>(theirs, shape);
+}
+
+// e4m3fn has no infinities, and NaN twice.
+bool is_nan_code(std::uint8_t code) { return (code & 0x7f) == 0x7f; }
+
+void require_numbers(const Tensor& codes_NK, const TensorEntry& entry, const WeightFolder& folder) {
+  const std::span<const std::uint8_t> codes = codes_NK.span<std::uint8_t>();
+  std::atomic<bool> any = false;
+  parallel_for(codes_NK.numel(), kCodesPerTask, [&](std::int64_t begin, std::int64_t end) {
+    int bad = 0;  // without a branch, so that the loop takes a vector at a time
+    for (std::int64_t i = begin; i < end; ++i) bad |= is_nan_code(codes[static_cast<std::size_t>(i)]);
+    if (bad != 0) any = true;
+  });
+  if (!any) return;
+  const std::int64_t at = std::find_if(codes.begin(), codes.end(), is_nan_code) - codes.begin();
+  fail_user("{}: {}[{}, {}] is the code {:#x}, which is NaN: quantize the model again", folder.path(),
+            entry.name, at / codes_NK.dim(1), at % codes_NK.dim(1), codes[static_cast<std::size_t>(at)]);
 }
 
 // Nibbles of words that are packed along the rows: [N, G].
@@ -240,6 +264,12 @@ std::optional<WeightFormat> compressed_format(const WeightFolder& folder, const 
   return byte_format(folder, linear, config);
 }
 
+DType compressed_scale_dtype(const WeightFolder& folder, const LinearShape& linear,
+                             const WeightFormat& format) {
+  const bool narrow = format.codes == Codes::int4 && find_scale(folder, linear)->dtype == "BF16";
+  return narrow ? DType::bf16 : DType::f32;
+}
+
 QuantizedWeight read_compressed(const SharedFolder& folder, const LinearShape& linear,
                                 const WeightFormat& format) {
   QuantizedWeight w = QuantizedWeight::empty(format, linear.rows, linear.cols, DType::f32, Device::meta);
@@ -250,6 +280,7 @@ QuantizedWeight read_compressed(const SharedFolder& folder, const LinearShape& l
     w.codes = w.codes.contiguous_copy();
     for (std::uint8_t& code : w.codes.span<std::uint8_t>()) code ^= kInt8Offset;
   }
+  if (format.codes == Codes::fp8) require_numbers(w.codes, codes, *folder);
   w.scales = read_scales(folder, linear, format, w.scales.shape());
   if (format.zero_points) w.zeros = read_zeros(folder, linear, w.zeros.shape());
   return w;

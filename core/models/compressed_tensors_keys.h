@@ -19,7 +19,10 @@ namespace ridge::models {
 /// or whole rows, and scales of a whole tensor, are read as several with the same scale.
 std::optional<kernels::WeightFormat> compressed_format(const WeightFolder& folder, const LinearShape& linear,
                                                        const QuantizationConfig& config);
-/// On the CPU; codes may alias the mapped file.
+/// Of the scales as they are held.
+DType compressed_scale_dtype(const WeightFolder& folder, const LinearShape& linear,
+                             const kernels::WeightFormat& format);
+/// On the CPU; codes may alias the mapped file. A UserError names an fp8 code that is NaN.
 QuantizedWeight read_compressed(const SharedFolder& folder, const LinearShape& linear,
                                 const kernels::WeightFormat& format);
 /// The keys of such a layer.

@@ -103,6 +103,8 @@ void read_bitsandbytes(const Json& json, const std::string& source, Quantization
   config.four_bit_type = text(json, "bnb_4bit_quant_type", "fp4", source);
   require(config.four_bit_type == "nf4" || config.four_bit_type == "fp4",
           "{}: bnb_4bit_quant_type is {}: nf4 and fp4 are read", source, config.four_bit_type);
+  if (has(json, "bnb_4bit_use_double_quant"))
+    config.double_quant = boolean(json, "bnb_4bit_use_double_quant", false, source);
 }
 
 Json compressed_weights(const kernels::WeightFormat& f) {

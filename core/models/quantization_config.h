@@ -27,6 +27,7 @@ struct QuantizationConfig {
   Method method = Method::none;
   bool four_bit = false, eight_bit = false;  // bitsandbytes' load_in_4bit, load_in_8bit
   std::string four_bit_type;                 // nf4, fp4
+  std::optional<bool> double_quant;          // bitsandbytes' bnb_4bit_use_double_quant, where it says
   std::vector<Weights> groups;               // of compressed-tensors
   bool quantizes_activations = false;
 

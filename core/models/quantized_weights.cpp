@@ -41,6 +41,11 @@ void check_method(const QuantizationConfig& config, const WeightFormat& format, 
   require(!format.flat() || config.four_bit_type == type,
           "{}: the tensors of {} say {}, but config.json says bnb_4bit_quant_type {}", folder.path(), path,
           type, config.four_bit_type);
+  require(
+      !format.flat() || config.double_quant.value_or(format.double_quant) == format.double_quant,
+      "{}: the tensors of {} are in {}, but config.json says bnb_4bit_use_double_quant {}: one of them is "
+      "of another model",
+      folder.path(), path, name_of(format), config.double_quant.value_or(false));
 }
 
 }  // namespace
@@ -84,10 +89,20 @@ std::optional<WeightFormat> QuantizedWeights::format_of(const std::string& path)
   return layer == layers_.end() ? std::nullopt : std::optional(layer->second.format);
 }
 
-QuantizedWeight QuantizedWeights::read(const std::string& path) const {
+const QuantizedWeights::Layer& QuantizedWeights::layer_of(const std::string& path) const {
   const auto layer = layers_.find(path);
   if (layer == layers_.end()) fail("{} is not quantized in '{}'", path, folder_->path());
-  const auto& [shape, format, bitsandbytes] = layer->second;
+  return layer->second;
+}
+
+QuantizedWeight QuantizedWeights::on_meta(const std::string& path) const {
+  const auto& [shape, format, bitsandbytes] = layer_of(path);
+  const DType scales = bitsandbytes ? DType::f32 : compressed_scale_dtype(*folder_, shape, format);
+  return QuantizedWeight::empty(format, shape.rows, shape.cols, scales, Device::meta);
+}
+
+QuantizedWeight QuantizedWeights::read(const std::string& path) const {
+  const auto& [shape, format, bitsandbytes] = layer_of(path);
   return bitsandbytes ? read_bitsandbytes(folder_, shape, format) : read_compressed(folder_, shape, format);
 }
 

@@ -22,8 +22,10 @@ class QuantizedWeights {
                    const std::vector<LinearShape>& linears);
   /// Of a layer, by its path; none where its weight is dense.
   std::optional<kernels::WeightFormat> format_of(const std::string& path) const;
-  /// On the CPU; codes may alias the mapped file. A UserError names a scale that cannot be one.
+  /// On the CPU; codes may alias the mapped file. A UserError names a scale or a code that cannot be one.
   QuantizedWeight read(const std::string& path) const;
+  /// The same without values, on meta.
+  QuantizedWeight on_meta(const std::string& path) const;
   bool empty() const { return layers_.empty(); }
   std::size_t size() const { return layers_.size(); }
   /// The folder's tensors that belong to quantized layers.
@@ -39,6 +41,7 @@ class QuantizedWeights {
     kernels::WeightFormat format;
     bool bitsandbytes;
   };
+  const Layer& layer_of(const std::string& path) const;
   void add(const LinearShape& linear, const QuantizationConfig& config);
 
   SharedFolder folder_;

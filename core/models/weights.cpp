@@ -65,14 +65,25 @@ std::string linear_of(const std::string& parameter) {
   return parameter.ends_with(kWeight) ? parameter.substr(0, parameter.size() - kWeight.size()) : "";
 }
 
+// Without its scale such a weight would be wrong by that much.
+void require_no_scale(const TensorEntry& weight, const WeightFolder& folder) {
+  for (const char* suffix : {"_scale", "_scale_inv"}) {
+    require(folder.find(weight.name + suffix) == nullptr,
+            "{}: tensor {} is stored as {}, but {}{} is there, and scales go with codes (I8 or F8_E4M3): "
+            "quantize the model again, or leave out the scale if the weight is whole without it",
+            folder.path(), weight.name, weight.dtype, weight.name, suffix);
+  }
+}
+
 // The folder's tensors that the model takes as they are; each is there, in the shape that the config asks
 // for.
 std::vector<const TensorEntry*> dense_entries(Llama& model, const WeightFolder& folder,
                                               const QuantizedWeights& quantized) {
   std::vector<const TensorEntry*> entries;
   for (const nn::Parameter& p : model.parameters()) {
-    if (!quantized.format_of(linear_of(p.name)))
-      entries.push_back(&entry_of(p.name, p.value->shape(), folder));
+    if (quantized.format_of(linear_of(p.name))) continue;
+    entries.push_back(&entry_of(p.name, p.value->shape(), folder));
+    require_no_scale(*entries.back(), folder);
   }
   return entries;
 }
@@ -95,6 +106,7 @@ Formats formats_to_hold(Llama& model, const ModelWeights& weights, const Quantiz
   Formats formats;
   for (const LinearShape& linear : linear_shapes(model)) {
     if (const auto stored = weights.format_of(linear.path)) {
+      if (how.format) require_stored_as(*how.format, *stored, linear.path);
       if (!how.dequantize) formats[linear.path] = *stored;
     } else if (how.format && (how.head || linear.path != "lm_head")) {
       kernels::check_divides(*how.format, linear.rows, linear.cols, linear.path);
@@ -163,6 +175,14 @@ ModelWeights::ModelWeights(const std::string& folder)
     notes_.push_back(
         fmt::format("{}: {} tensors are not used, the first is {}", folder, unused.size(), unused.front()));
   }
+}
+
+void require_stored_as(const kernels::WeightFormat& asked, const kernels::WeightFormat& stored,
+                       const std::string& path) {
+  require(
+      asked == stored,
+      "quantizing to {}: {} is stored as {} already: take the model as it is, or start from dense weights",
+      name_of(asked), path, name_of(stored));
 }
 
 Tensor ModelWeights::read(const std::string& name, const Shape& shape) const {

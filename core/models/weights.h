@@ -38,6 +38,10 @@ class ModelWeights {
   /// A quantized weight [rows, cols] as it is, on the CPU; codes may alias the mapped file. UserErrors name
   /// values that cannot be scales.
   QuantizedWeight read_quantized(const std::string& linear_path, std::int64_t rows, std::int64_t cols) const;
+  /// The same without values, on meta.
+  QuantizedWeight quantized_on_meta(const std::string& linear_path) const {
+    return quantized_->on_meta(linear_path);
+  }
   bool is_quantized() const { return !quantized_->empty(); }
   /// Bytes of all that the model's parameters have in the folder.
   std::int64_t stored_bytes() const { return stored_bytes_; }
@@ -52,17 +56,22 @@ class ModelWeights {
   std::vector<std::string> notes_;
 };
 
+/// A UserError where a layer that is to be quantized is so already in another format: codes are not made of
+/// codes.
+void require_stored_as(const kernels::WeightFormat& asked, const kernels::WeightFormat& stored,
+                       const std::string& path);
+
 /// What load_model() does with the linear layers of the blocks, and with the output layer.
 struct QuantizeOnLoad {
   std::optional<kernels::WeightFormat> format =
-      {};                   // of those that are dense in the folder; none: as they are
+      {};                   // of those that are dense in the folder, others being so; none: as they are
   bool head = false;        // the output layer too, where it is not the embedding
   bool dequantize = false;  // those that are quantized in the folder become dense
 };
 
 /// Reads FOLDER/config.json and its weights, converted to `dtype` (f32 or bf16); layers that are quantized
-/// stay so. UserErrors name file, tensor and both shapes where they disagree with the config, and a layer
-/// that the format does not divide.
+/// stay so. UserErrors name file, tensor and both shapes where they disagree with the config, a layer that
+/// the format does not divide, and one that has another format.
 LoadedModel load_model(const std::string& folder, DType dtype, LoadMode mode, Device device = Device::cpu,
                        const QuantizeOnLoad& quantize = {});
 

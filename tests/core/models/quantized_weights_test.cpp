@@ -7,8 +7,10 @@
 #include <list>
 
 #include "core/autograd.h"
+#include "core/base/stream.h"
 #include "core/models/bitsandbytes_keys.h"
 #include "core/nn/quantized_linear.h"
+#include "kernels/quantize.h"
 #include "tests/core/io/io_test_util.h"
 #include "tests/core/models/reference.h"
 
@@ -292,6 +294,147 @@ TEST(BadQuantizedFolder, CompressedStateThatIsMissingOrContradictsItself) {
   Copy bits("int8");
   bits.replace_in_config("\"num_bits\": 8", "\"num_bits\": 4");
   bits.expect_error({kQuery, "8 bits", "4 bits"});
+}
+
+// [64, 64] in groups of 32: words [8, 2].
+TEST(BadQuantizedFolder, ZeroPointsOfAnotherShapeWithAsManyElements) {
+  const std::string zeros = kQuery + ".weight_zero_point";
+  for (const std::vector<std::int64_t>& shape : {std::vector<std::int64_t>{2, 8}, {16}, {4, 4}, {8, 2, 1}}) {
+    Copy copy("int4-g32-zp");
+    copy.at(zeros).shape = shape;
+    copy.expect_error({zeros, shape_text(shape), "not [8, 2]"});
+  }
+}
+
+TEST(BadQuantizedFolder, AScaleBesideAWeightThatIsDense) {
+  for (const char* name : {"int8", "fp8-block"}) {
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::f64}) {
+      Copy copy(name);
+      const std::vector<std::byte> ones(64 * 64 * size_of(dtype), std::byte{1});
+      TensorEntry& weight = copy.at(kQuery + ".weight");
+      weight.dtype = safetensors_name(dtype);
+      weight.data = ones;
+      copy.expect_error({kQuery + ".weight is stored as " + weight.dtype, kQuery + ".weight_scale is there"});
+    }
+  }
+  Copy inverse("fp8-block");
+  const std::vector<std::byte> ones(64 * 64 * 4, std::byte{1});
+  inverse.at(kQuery + ".weight").dtype = "F32";
+  inverse.at(kQuery + ".weight").data = ones;
+  inverse.at(kQuery + ".weight_scale").name += "_inv";
+  inverse.expect_error({kQuery + ".weight_scale_inv is there"});
+  Copy table("int8");  // no linear layer
+  TensorEntry scale = table.at(kQuery + ".weight_scale");
+  scale.name = "model.embed_tokens.weight_scale";
+  table.add(scale);
+  table.expect_error({"model.embed_tokens.weight_scale is there"});
+}
+
+TEST(BadQuantizedFolder, Fp8CodesThatAreNaN) {
+  for (const int code : {0x7f, 0xff}) {
+    Copy copy("fp8-block");
+    copy.set(kQuery + ".weight", 64 * 3 + 5, static_cast<std::uint8_t>(code));
+    copy.expect_error({kQuery + ".weight[3, 5]", fmt::format("{:#x}", code), "NaN"});
+  }
+  for (const int code : {0x7e, 0xfe}) {  // the largest numbers
+    Copy copy("fp8-block");
+    copy.set(kQuery + ".weight", 0, static_cast<std::uint8_t>(code));
+    EXPECT_EQ(quantized_layers(*copy.load().model), 7);
+  }
+}
+
+// absmax = map[code] nested_absmax + nested_offset, and an absmax is no less than 0.
+TEST(BadQuantizedFolder, AnOffsetThatMakesNoAbsmax) {
+  const std::string state = kQuery + ".weight.quant_state.bitsandbytes__nf4";
+  for (const char* offset : {"-5", "-1e30", "-3e38"}) {
+    Copy copy("nf4-dq");
+    std::string text = copy.text_of(state);
+    const std::size_t at = text.find("\"nested_offset\"");
+    text.replace(at, text.find('}', at) - at, std::string("\"nested_offset\": ") + offset);
+    copy.set_text(state, text);
+    copy.expect_error({kQuery + ".weight.absmax[0]", "nested_offset -", "finite"});
+  }
+  Copy wide("nf4-dq");  // of finite numbers
+  std::string text = wide.text_of(state);
+  const std::size_t at = text.find("\"nested_offset\"");
+  wide.set_text(state, text.replace(at, text.find('}', at) - at, "\"nested_offset\": 3e38"));
+  wide.set(kQuery + ".weight.nested_absmax", 0, 3e38f);
+  wide.expect_error({kQuery + ".weight.absmax[", "inf", "finite"});
+}
+
+// A block of zeros under double quantization comes back as a little less.
+TEST(QuantizedFolder, BlocksOfZerosUnderDoubleQuantization) {
+  const TemporaryFolder folder;
+  const QuantizedWeight whole = [] {
+    const Tensor w = Tensor::empty({64, 64}, DType::f32);
+    std::uint32_t seed = 5;
+    for (std::size_t i = 0; i < 64 * 64; ++i) {
+      seed = seed * 1664525u + 1013904223u;
+      w.span<float>()[i] = i / 64 % 3 == 0 ? 0 : (static_cast<float>(seed >> 8) * 0x1p-24f - 0.5f) * 0.1f;
+    }
+    w.span<float>()[100] = 0.22f;  // so that no block of zeros is the block's extreme, which rounds up
+    return quantize(w, kernels::parse_weight_format("nf4-dq"));
+  }();
+  const Tensor absmax = Tensor::empty({64}, DType::f32);
+  kernels::dequantize_scales(current_stream(Device::cpu), whole.view(), absmax.view<float>());
+  EXPECT_LT(*std::min_element(absmax.span<float>().begin(), absmax.span<float>().end()), 0);
+  Copy copy("nf4-dq");
+  std::vector<WrittenTensor> written = quantized_tensors(whole, kQuery, DType::f32);
+  for (const WrittenTensor& tensor : written) {
+    if (tensor.entry.name.find("quant_state") != std::string::npos) {
+      const auto bytes = tensor.entry.data;
+      copy.set_text(tensor.entry.name, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+    } else {
+      copy.at(tensor.entry.name) = tensor.entry;
+    }
+  }
+  const auto loaded = copy.load();
+  EXPECT_EQ(quantized_layers(*loaded.model), 7);
+}
+
+TEST(BadQuantizedFolder, DoubleQuantizationThatTheConfigDenies) {
+  const auto change = [](Copy& copy, const char* from, const char* to) {
+    const std::string key = "\"bnb_4bit_use_double_quant\": ";
+    copy.replace_in_config(key + from, key + to);
+  };
+  Copy nested("nf4-dq");
+  change(nested, "true", "false");
+  nested.expect_error({kQuery, "in nf4-dq", "bnb_4bit_use_double_quant false"});
+  Copy plain("fp4");
+  change(plain, "false", "true");
+  plain.expect_error({kQuery, "in fp4", "bnb_4bit_use_double_quant true"});
+  Copy silent("nf4-dq");
+  change(silent, "true", "null");
+  EXPECT_EQ(quantized_layers(*silent.load().model), 7);
+}
+
+TEST(BadQuantizedFolder, QuantizingToAnotherFormat) {
+  const Copy copy("int8");
+  QuantizeOnLoad how;
+  how.format = kernels::parse_weight_format("nf4");
+  const std::string message = message_of([&] { copy.load(how); });
+  for (const char* part : {"quantizing to nf4", kQuery.c_str(), "stored as int8 already"})
+    expect_contains(message, part);
+  how.format = kernels::parse_weight_format("int8");  // the output layer, which is dense there
+  how.head = true;
+  EXPECT_EQ(quantized_layers(*copy.load(how).model), 8);
+}
+
+// As QuantizedWeight::empty says it, and as reading gives it.
+TEST(QuantizedFolder, IsTheSameOnMeta) {
+  for (const char* name : {"nf4-dq", "fp4", "llm-int8", "int4-g32-zp", "int4-channel", "int8", "fp8-block"}) {
+    const ModelWeights weights(data_path("models/quantized/" + std::string(name)));
+    QuantizedWeight read = weights.read_quantized(kQuery, 64, 64), meta = weights.quantized_on_meta(kQuery);
+    const auto some = read.parts(), none = meta.parts();
+    ASSERT_EQ(some.size(), none.size()) << name;
+    for (std::size_t i = 0; i < some.size(); ++i) {
+      EXPECT_EQ(some[i].suffix, none[i].suffix);
+      EXPECT_EQ(some[i].value->shape(), none[i].value->shape()) << name << some[i].suffix;
+      EXPECT_EQ(some[i].value->dtype(), none[i].value->dtype()) << name << some[i].suffix;
+      EXPECT_EQ(none[i].value->device(), Device::meta);
+    }
+    EXPECT_EQ(read.row_blocks, meta.row_blocks) << name;
+  }
 }
 
 TEST(BadQuantizedFolder, MethodsAndPackingsThatAreNotRead) {
