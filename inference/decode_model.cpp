@@ -47,6 +47,7 @@ DecodeModel::DecodeModel(models::Llama& model, std::int64_t rows, std::int64_t s
           "decoding takes a model in f32 or bf16, not in {}", name_of(model.dtype()));
   find_layers();
   make_room(rows, sequences);
+  steps_ = sequences <= kernels::kDecodeRows && has_step(sequences);
 }
 
 void DecodeModel::find_layers() {
@@ -111,8 +112,6 @@ void DecodeModel::make_room(std::int64_t rows, std::int64_t sequences) {
       kernels::decode_attention_scratch(sequences, heads_.heads, heads_.kv_heads, heads_.head_dim);
   room_.scratch =
       Tensor::zeros({std::max({scratch(1, rows), scratch(sequences, 1), step})}, DType::f32, model_.device());
-  steps_.assign(1, false);
-  for (std::int64_t b = 1; b <= std::min(sequences, kernels::kDecodeRows); ++b) steps_.push_back(has_step(b));
 }
 
 void DecodeModel::reach(std::int64_t capacity) {
@@ -135,10 +134,8 @@ Tensor DecodeModel::run(const Tensor& ids_R, const Tensor& positions_BT, const C
                         std::int64_t first, bool want_logits, std::int64_t keys) {
   check(cos_.defined() && cos_.dim(0) >= cache.capacity(), "rotary tables reach the cache's end");
   const autograd::NoGradScope no_grad;
-  const std::int64_t B = positions_BT.dim(0);
-  const bool one_each = positions_BT.dim(1) == 1 && B < static_cast<std::int64_t>(steps_.size());
-  if (want_logits && one_each && steps_[static_cast<std::size_t>(B)])
-    return step(ids_R, positions_BT.reshaped({B}), cache, first, keys);
+  if (steps_ && want_logits && positions_BT.dim(1) == 1)
+    return step(ids_R, positions_BT.reshaped({positions_BT.dim(0)}), cache, first, keys);
   if (model_.dtype() == DType::bf16)
     return run_as<bf16>(ids_R, positions_BT, cache, first, want_logits, keys);
   return run_as<float>(ids_R, positions_BT, cache, first, want_logits, keys);

@@ -26,6 +26,9 @@ class DecodeModel {
   std::int64_t vocabulary() const { return head_.plain() ? head_.outputs() : model_.config().vocab_size; }
   /// Whether a pass of few rows waits for nobody and takes no memory: it can be recorded and run again.
   bool plain() const;
+  /// Whether a token of each sequence runs by kernels that join a product with what is around it: on a GPU,
+  /// for at most kernels::kDecodeRows sequences.
+  bool steps() const { return steps_; }
   /// Makes room for positions below `capacity`: before passes that have such.
   void reach(std::int64_t capacity);
 
@@ -55,7 +58,6 @@ class DecodeModel {
   template <class T>
   Tensor run_as(const Tensor& ids_R, const Tensor& positions_BT, const Cache& cache, std::int64_t first,
                 bool want_logits, std::int64_t keys);
-  /// Whether a token of each of `sequences` runs by kernels that join a product with what is around it.
   bool has_step(std::int64_t sequences) const;
   Tensor step(const Tensor& ids_B, const Tensor& positions_B, const Cache& cache, std::int64_t first,
               std::int64_t keys);
@@ -90,7 +92,7 @@ class DecodeModel {
   const parallel::VocabParallelEmbedding* cut_table_ = nullptr;  // it is, of this rank's ids
   Tensor cos_, sin_;                                             // [P, D/2]
   Room room_;
-  std::vector<bool> steps_;  // has_step, by sequences
+  bool steps_ = false;  // for any number of sequences: bits of one do not depend on how many there are
 };
 
 }  // namespace ridge::inference

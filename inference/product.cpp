@@ -104,7 +104,16 @@ void Product::join_quantized(const std::vector<nn::Linear*>& pieces) {
     const std::int64_t rows = all->shape[0];
     parts_.clear();
     parts_.push_back({{}, std::move(all), 0, rows});
+    join_biases(pieces.size());
   }
+}
+
+// Those of all layers, as one of the joined part; frozen, so that a copy of them stays true.
+void Product::join_biases(std::size_t layers) {
+  if (sums() || biases_.size() != layers) return;
+  std::vector<Tensor*> values;
+  for (Bias& bias : biases_) values.push_back(&bias.values);
+  biases_ = {{join_tensors(values), 0}};
 }
 
 std::int64_t Product::outputs() const {

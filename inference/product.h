@@ -61,6 +61,7 @@ class Product {
   void add_part(const nn::Linear& layer, std::int64_t column);
   void join_dense();
   void join_quantized(const std::vector<nn::Linear*>& pieces);
+  void join_biases(std::size_t layers);
   bool sums() const { return how_ != nullptr && vocabulary_ == 0; }
   bool takes(std::int64_t rows, Device device) const;
   kernels::DecodeWeight weight_of(const Part& part) const;

@@ -127,6 +127,37 @@ TEST(DecodeModel, NeighboursDoNotMatter) {
   EXPECT_LT(error_of(got.sliced(0, 0, 1), whole_logits(*model, b)), 2e-6);
 }
 
+// A step's kernels take a layer with biases in any format, and a token's bits are its own beside 0 to 7
+// others.
+TEST(DecodeModel, StepsOfOneToEightSequences) {
+  models::ModelConfig config = tiny_decoder();
+  config.vocab_size = 80;
+  config.hidden_size = 256;
+  config.intermediate_size = 512;
+  config.heads = 4;
+  config.head_dim = config.rope.head_dim = 64;
+  config.qkv_bias = config.output_bias = config.mlp_bias = true;
+  for (const char* format : {"", "int8", "fp8", "nf4", "nf4-dq", "int4-g64", "int4-g64-zp"}) {
+    const auto model = random_model(config, DType::bf16);
+    if (*format != 0) quantize_linears(*model, kernels::parse_weight_format(format));
+    Decoder alone(*model, 1, kernels::KvFormat::bf16), many(*model, 8, kernels::KvFormat::bf16);
+    EXPECT_EQ(alone.decode.steps(), on_gpu()) << format;
+    EXPECT_EQ(many.decode.steps(), on_gpu()) << format;
+    EXPECT_FALSE(Decoder(*model, 9, kernels::KvFormat::bf16).decode.steps());
+    const auto a = prompt_of(*model, 12, 1);
+    alone.run(a, 0, 11, 0);
+    const Tensor want = alone.run(a, 11, 12, 0);
+    EXPECT_LT(error_of(want, whole_logits(*model, a)), 0.05) << format;
+    for (const std::int64_t slot : {1, 4, 7}) {
+      many.run(a, 0, 11, slot);
+      std::vector<std::int32_t> ids(static_cast<std::size_t>(slot + 1), 5), positions(ids.size(), -1);
+      ids.back() = a[11], positions.back() = 11;
+      const Tensor got = many.run(ids, positions, slot + 1, 0);
+      EXPECT_EQ(values_of(got.sliced(0, slot, slot + 1)), values_of(want)) << format << ", " << slot;
+    }
+  }
+}
+
 // On meta the same memory is taken and nothing is computed.
 TEST(DecodeModel, MetaTakesTheSameMemory) {
   const auto peak = [](Device device) {
