@@ -109,7 +109,8 @@ Conversion export_checkpoint(const std::string& checkpoint, const std::string& o
   const CheckpointReader reader(checkpoint);
   const config::RunConfig run = parse_run_config(reader.state().config, checkpoint);
   if (run.has_lora() || run.has_adapter()) {
-    require(!dtype || *dtype == DType::f32, "--dtype {}: adapters are written in f32", name_of(*dtype));
+    const DType asked = dtype.value_or(DType::f32);
+    require(asked == DType::f32, "--dtype {}: adapters are written in f32", name_of(asked));
     return export_adapter(reader, checkpoint, run, out);
   }
   return export_model(reader, checkpoint, run, out, dtype.value_or(training_dtype(run)));

@@ -13,6 +13,7 @@
 #include "launch/evaluate.h"
 #include "launch/forecast.h"
 #include "launch/metrics.h"
+#include "launch/output_folder.h"
 #include "launch/progress.h"
 #include "launch/resume.h"
 #include "launch/run_config.h"
@@ -85,9 +86,9 @@ std::vector<Window> validation_windows(const config::RunConfig& run, std::int64_
 std::string save_result(const config::RunConfig& run, Trainer& trainer) {
   ParallelModel& model = trainer.model();
   const bool writes = model.groups().rank() == 0;
+  const std::string folder = result_folder(run);
   const auto value_of = [&model](const std::string& name) { return model.gather(name); };
   if (model.adapter()) {
-    const std::string folder = run.output() + "/adapter";
     models::Llama whole(trainer.config(), DType::f32, Device::meta);
     lora::add_adapters(whole.linears(), *model.adapter(), 0, Device::cpu);
     for (const nn::Parameter& p : whole.parameters()) {
@@ -96,7 +97,6 @@ std::string save_result(const config::RunConfig& run, Trainer& trainer) {
     if (writes) lora::save_adapter(whole.linears(), *model.adapter(), folder);
     return folder;
   }
-  const std::string folder = run.output() + "/model";
   models::save_parameters(trainer.config(), model.trained_shapes(), value_of, writes ? folder : "",
                           training_dtype(run), tokenizer_folder(run));
   return folder;
@@ -138,7 +138,7 @@ class Loop {
   }
 
   TrainResult go(const std::function<void(const StepReport&)>& on_step) {
-    result_.steps = first_;
+    result_.steps = result_.first_step = first_;
     result_.predicted_bytes = forecast_.peak_bytes;
     for (std::int64_t step = first_; step < run_.train().steps(); ++step) one_step(step, on_step);
     result_.peak_bytes = memory_stats(device_).peak_reserved;
@@ -147,6 +147,7 @@ class Loop {
     if (log_) log_->flush();
     if (checkpoints_) checkpoints_->finish();
     result_.saved_to = save_result(run_, trainer_);
+    if (ranks_.rank() == 0) record_result(run_, result_.steps);
     ranks_.barrier();
     return result_;
   }

@@ -13,7 +13,8 @@ class RunConfig;
 namespace ridge {
 
 struct TrainResult {
-  std::int64_t steps = 0;   // done in all, with those before a resume
+  std::int64_t steps = 0;  // done in all, with those before a resume
+  std::int64_t first_step = 0;
   double final_loss = 0;    // of the last step, mean over the global batch's tokens
   double tokens_per_s = 0;  // median over the steps of this run, all ranks
   double limit_share =

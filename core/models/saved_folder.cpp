@@ -1,6 +1,8 @@
 #include "core/models/saved_folder.h"
 
+#include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "core/models/stored_tensor.h"
@@ -37,6 +39,10 @@ void copy_companions(const std::string& source, const std::string& folder) {
     if (!source.empty() && std::filesystem::exists(from))
       std::filesystem::copy_file(from, std::filesystem::path(folder) / name);
   }
+}
+
+bool is_companion(std::string_view name) {
+  return std::ranges::find(kCompanions, name) != std::end(kCompanions);
 }
 
 }  // namespace ridge::models

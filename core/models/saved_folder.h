@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "core/models/config.h"
 
@@ -13,5 +14,7 @@ std::string config_text(const ModelConfig& config, DType dtype, const std::strin
 
 /// Copies tokenizer and generation files that `source` has. `source` may be empty.
 void copy_companions(const std::string& source, const std::string& folder);
+/// Whether a file of that name is one that copy_companions() copies.
+bool is_companion(std::string_view name);
 
 }  // namespace ridge::models

@@ -6,6 +6,7 @@
 #include "core/io/slab.h"
 #include "launch/checkpoint_convert.h"
 #include "launch/context.h"
+#include "launch/output_folder.h"
 #include "launch/run_config.h"
 #include "launch/run_config.pb.h"
 
@@ -72,9 +73,13 @@ Conversion convert_one(const ConvertOptions& options) {
     require(options.dtype.empty(), "--dtype: a checkpoint has the dtype of its run, train.precision");
     config::RunConfig run = load_run_config(options.config, options.overrides);
     if (!options.out.empty()) run.set_output(options.out);
+    const auto there = latest_checkpoint(run.output());
+    require(!there, "output {}: {} is there already, from which the run would go on: give another output",
+            run.output(), there.value_or(""));
     return import_model(options.folder, std::move(run));
   }
   require(!options.out.empty(), "--out is required: the folder to write");
+  require_new_folder("--out", options.out);
   require(options.config.empty() && options.overrides.empty(),
           "--config and overrides go with --to-checkpoint: a checkpoint knows its run");
   const auto dtype = options.dtype.empty() ? std::nullopt : std::optional(parse_dtype(options.dtype));

@@ -4,6 +4,7 @@
 #include "core/base/error.h"
 #include "core/models/weights.h"
 #include "launch/context.h"
+#include "launch/output_folder.h"
 #include "lora/adapter.h"
 #include "quant/round_to_nearest.h"
 
@@ -71,6 +72,7 @@ Errors measure(models::Llama& model, const Formats& formats, DType stored) {
 
 void run(const Options& options, Context& context) {
   if (!context.is_root()) return;
+  require_new_folder("--out", options.out);
   const models::ModelWeights base(options.model);
   const DType stored = base.config().dtype;
   models::QuantizeOnLoad how;

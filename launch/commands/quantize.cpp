@@ -1,6 +1,8 @@
 #include <chrono>
 
+#include "core/models/config.h"
 #include "launch/context.h"
+#include "launch/output_folder.h"
 #include "quant/round_to_nearest.h"
 
 namespace ridge {
@@ -15,6 +17,10 @@ void run(const Options& options, const Context& context) {
   const kernels::WeightFormat format = kernels::parse_weight_format(options.format);
   const Device device = context.use_device();
   if (!context.is_root()) return;
+  require_new_folder("--out", options.out);
+  if (options.include_head && models::ModelConfig::load(options.model).tied)
+    context.note(fmt::format("--include-head: the output layer of {} is its embedding, which stays as it is",
+                             options.model));
   const auto start = std::chrono::steady_clock::now();
   const auto report =
       quant::quantize_folder(options.model, format, options.include_head, options.out, device);

@@ -1,3 +1,4 @@
+#include <limits>
 
 #include "core/base/cuda.h"
 #include "core/base/error.h"
@@ -6,6 +7,8 @@
 #include "launch/ceilings.h"
 #include "launch/check_layout.h"
 #include "launch/context.h"
+#include "launch/output_folder.h"
+#include "launch/resume.h"
 #include "launch/run_config.h"
 #include "launch/run_config.pb.h"
 #include "launch/train_loop.h"
@@ -19,10 +22,36 @@ struct Options {
   std::vector<std::string> overrides;
 };
 
+constexpr double kNone = std::numeric_limits<double>::quiet_NaN();  // null in JSON
+
+JsonObject json_of(const TrainResult& result, double loss, bool trained) {
+  return {{"steps", result.steps},
+          {"loss", loss},
+          {"tokens_per_s", trained ? result.tokens_per_s : kNone},
+          {"limit_share", trained ? result.limit_share : kNone},
+          {"peak_bytes", result.peak_bytes},
+          {"predicted_bytes", result.predicted_bytes},
+          {"saved_to", result.saved_to}};
+}
+
+void report_finished(const config::RunConfig& run, const Context& context) {
+  TrainResult result;
+  result.steps = run.train().steps();
+  result.saved_to = result_folder(run);
+  context.emit(
+      json_of(result, kNone, false),
+      fmt::format("{}: the run is finished: all of its {} steps are done, and {} is of the last one; "
+                  "more train.steps go on from there\n",
+                  run.output(), result.steps, result.saved_to));
+}
+
 void run(const Options& options, Context& context) {
   config::RunConfig run = load_run_config(options.config, options.overrides);
   for (const std::string& note : resolve(run, context.ranks().size())) context.note(note);
   check_layout(run, model_config(run));
+  if (context.is_root()) check_output(run, options.config);
+  context.ranks().barrier();
+  if (is_finished(run, context.ranks())) return report_finished(run, context);
   const Device device = context.use_device(run.device());
   const std::unique_ptr<parallel::Groups> groups = context.groups(mesh_of(run), device);
   groups->world().barrier();
@@ -35,14 +64,13 @@ void run(const Options& options, Context& context) {
                            context.ranks().size(), place, roof.flops_per_s / 1e9,
                            roof.read_bytes_per_s / 1e9));
   const TrainResult result = train(run, *groups, device, roof);
+  if (result.first_step == result.steps) {
+    context.emit(json_of(result, kNone, false),
+                 fmt::format("all {} steps were done before; saved to {}\n", result.steps, result.saved_to));
+    return;
+  }
   context.emit(
-      {{"steps", result.steps},
-       {"loss", result.final_loss},
-       {"tokens_per_s", result.tokens_per_s},
-       {"limit_share", result.limit_share},
-       {"peak_bytes", result.peak_bytes},
-       {"predicted_bytes", result.predicted_bytes},
-       {"saved_to", result.saved_to}},
+      json_of(result, result.final_loss, true),
       fmt::format(
           "{} steps, loss {:.4f}, {:.0f} tokens/s, {:.1f}% of the machine's limit, peak memory {:.1f} MiB "
           "(predicted {:.1f}), saved to {}\n",
