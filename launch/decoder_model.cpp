@@ -1,6 +1,7 @@
 #include "launch/decoder_model.h"
 
 #include "core/base/random.h"
+#include "core/models/quantization_config.h"
 #include "core/nn/quantized_linear.h"
 #include "launch/workloads.h"
 
@@ -37,11 +38,22 @@ DType DecoderOptions::checked_dtype() const {
   return parsed;
 }
 
+void check_random_format(const DecoderOptions& options) {
+  if (!options.quantize.empty() || (!options.random && has_weights(options.model))) return;
+  const std::string file = options.model + "/config.json";
+  const auto config = models::QuantizationConfig::parse(models::ModelConfig::load(options.model).json, file);
+  require(config.method == models::QuantizationConfig::Method::none,
+          "{} says that its weights are quantized ({}), but weights here are random: give their format with "
+          "--quantize, or the folder of the dense model",
+          file, config.summary());
+}
+
 std::unique_ptr<models::Llama> decoder_model(const DecoderOptions& options, Device device) {
   const DType dtype = options.checked_dtype();
   std::optional<kernels::WeightFormat> format;
   if (!options.quantize.empty()) format = kernels::parse_weight_format(options.quantize);
   require(format || !options.quantize_head, "--quantize-head needs --quantize with a weight format");
+  check_random_format(options);
   auto model = workload_model(options.model, dtype, options.random, device);
   require(!options.quantize_head || !model->config().tied,
           "--quantize-head: the output layer of {} is its embedding", options.model);

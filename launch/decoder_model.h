@@ -25,7 +25,12 @@ struct DecoderOptions {
   DType checked_dtype() const;
 };
 
-/// A UserError for a weight format that does not divide a layer, or for --quantize-head of a tied model.
+/// Random weights are dense where no format is asked for: a UserError where the folder's config.json says
+/// that its own are quantized.
+void check_random_format(const DecoderOptions& options);
+
+/// A UserError for a weight format that does not divide a layer, for --quantize-head of a tied model, and as
+/// check_random_format says.
 std::unique_ptr<models::Llama> decoder_model(const DecoderOptions& options, Device device);
 
 /// What a step must read of it: everything but a table that is only looked up in.

@@ -111,6 +111,21 @@ std::vector<Window> cut_windows(const std::vector<std::int32_t>& tokens, Protoco
   return windows;
 }
 
+std::string why_not_finite(models::Llama& model) {
+  for (const nn::Parameter& p : model.parameters()) {
+    if (!is_floating(p.value->dtype())) continue;  // codes
+    const Tensor host = p.value->detached().on(Device::cpu).to(DType::f32).as_contiguous();
+    const std::span<const float> values = host.span<float>();
+    const auto bad = std::find_if(values.begin(), values.end(), [](float x) { return !std::isfinite(x); });
+    if (bad != values.end())
+      return fmt::format("element {} of {} is {}: take weights that are finite", bad - values.begin(), p.name,
+                         *bad);
+  }
+  return "all weights are finite, but the activations are not: try --dtype f32, and look for weights that "
+         "are "
+         "far too large";
+}
+
 Perplexity evaluate(models::Llama& model, const std::vector<Window>& windows, parallel::Communicator& ranks) {
   const autograd::NoGradScope no_grad;
   double sums[2] = {0, 0};  // nll, tokens
@@ -131,7 +146,10 @@ Perplexity evaluate(models::Llama& model, const std::vector<Window>& windows, pa
   }
   ranks.all_reduce(std::span<double>(sums));
   const double nll = sums[0] / sums[1];
-  return {nll, static_cast<std::int64_t>(sums[1]), std::exp(nll)};
+  const Perplexity result{nll, static_cast<std::int64_t>(sums[1]), std::exp(nll)};
+  require(std::isfinite(result.value), "the perplexity is {} (nll {}, {} tokens): {}", result.value, nll,
+          result.tokens, std::isfinite(result.value) ? "" : why_not_finite(model));
+  return result;
 }
 
 }  // namespace ridge

@@ -37,7 +37,12 @@ struct Perplexity {
   double value = 0;         // exp(nll)
 };
 
-/// Scores the windows, shared among the ranks; every rank gets the result.
+/// What a user should look at where a model's answers are not finite: its first weight that is not, or that
+/// all are.
+std::string why_not_finite(models::Llama& model);
+
+/// Scores the windows, shared among the ranks; every rank gets the result. A UserError where the perplexity
+/// is NaN or infinite.
 Perplexity evaluate(models::Llama& model, const std::vector<Window>& windows, parallel::Communicator& ranks);
 
 }  // namespace ridge

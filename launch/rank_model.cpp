@@ -157,6 +157,7 @@ RankModel random_over_ranks(const DecoderOptions& options, std::int64_t tp, Devi
                             const Context& context) {
   require(!options.quantize_head, "--quantize-head takes one rank: leave it out with --tp");
   const DType dtype = options.checked_dtype();
+  check_random_format(options);
   const auto config = models::ModelConfig::load(options.model);
   check_ranks(config, tp, context);
   std::map<std::string, std::uint64_t> index;  // among the parameters of the dense model

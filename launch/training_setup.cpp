@@ -79,6 +79,9 @@ ParallelOptions parallel_options(const config::RunConfig& run) {
 std::optional<kernels::WeightFormat> quantize_format(const config::Model& model) {
   if (!model.has_quantize()) return std::nullopt;
   kernels::WeightFormat format = kernels::parse_weight_format(model.quantize());
+  require(!format.double_quant || !model.has_double_quant() || model.double_quant(),
+          "model.quantize is {}, but model.double_quant is false: quantize to {} or leave out double_quant",
+          model.quantize(), model.quantize().substr(0, 3));
   if (model.double_quant()) format.double_quant = true;
   return format;
 }

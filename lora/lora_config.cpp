@@ -169,7 +169,8 @@ void read_patterns(const Json& json, LoraConfig& config, const std::string& sour
       if (std::string_view(key) == "rank_pattern") {
         config.rank_pattern[pattern] = rank_value(value, key, source);
       } else {
-        require(value.is_number(), "{}: {} of {} is {}, not a number", source, key, pattern, value.dump());
+        require(value.is_number() && std::isfinite(value.get<double>()) && value.get<double>() > 0,
+                "{}: {} of {} is {}, not a number above 0", source, key, pattern, value.dump());
         config.alpha_pattern[pattern] = value.get<double>();
       }
     }
@@ -179,6 +180,10 @@ void read_patterns(const Json& json, LoraConfig& config, const std::string& sour
 void check_supported(const Json& json, const std::string& source, std::vector<std::string>& notes) {
   const std::string type = text_value(json, "peft_type", "LORA", source);
   require(type == "LORA", "{}: peft_type {} is not supported: only LORA is", source, type);
+  const std::string task = text_value(json, "task_type", "CAUSAL_LM", source);
+  require(task == "CAUSAL_LM",
+          "{}: task_type {} is not supported: models here predict the next token, which is CAUSAL_LM", source,
+          task);
   const std::string bias = text_value(json, "bias", "none", source);
   require(bias == "none", "{}: bias {} is not supported: only none is", source, bias);
   for (const auto& [key, value] : json.items()) {
@@ -249,6 +254,9 @@ LoraConfig LoraConfig::parse(std::string_view text, const std::string& source,
   LoraConfig config;
   if (json.contains("r")) config.rank = rank_value(json.at("r"), "r", source);
   config.alpha = number(json, "lora_alpha", 8, source);
+  require(config.alpha > 0,
+          "{}: lora_alpha is {}: give a number above 0, else the adapter is off or reversed", source,
+          config.alpha);
   config.dropout = number(json, "lora_dropout", 0, source);
   require(config.dropout >= 0 && config.dropout < 1, "{}: lora_dropout is {}, outside [0, 1)", source,
           config.dropout);

@@ -131,6 +131,13 @@ std::string QuantizationConfig::Weights::text() const {
                      strategy == "group" ? fmt::format(" of {}", group) : "");
 }
 
+std::string QuantizationConfig::summary() const {
+  if (four_bit)
+    return fmt::format("{}, {}{}", name_of(method), four_bit_type, double_quant.value_or(false) ? "-dq" : "");
+  if (eight_bit) return name_of(method) + ", int8";
+  return name_of(method) + (groups.empty() ? "" : ", " + groups.front().text());
+}
+
 std::string name_of(Method method) {
   constexpr std::array kNames = {"none", "bitsandbytes", "compressed-tensors", "fp8"};
   return kNames.at(static_cast<std::size_t>(method));

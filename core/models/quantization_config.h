@@ -31,6 +31,9 @@ struct QuantizationConfig {
   std::vector<Weights> groups;               // of compressed-tensors
   bool quantizes_activations = false;
 
+  /// "bitsandbytes, nf4-dq"; "none"
+  std::string summary() const;
+
   /// From the text of a config.json; `source` stands in messages. UserErrors: methods, storage formats and
   /// block sizes that are not read.
   static QuantizationConfig parse(std::string_view config_json, const std::string& source);

@@ -11,17 +11,28 @@ struct Options {
   std::string model;
 };
 
-// What the folder's weights are, where it has some: a name of a format, "mixed", or a dtype.
+// What the folder's weights are: a name of a format, "mixed", or a dtype; where there are none, what
+// config.json says.
 struct Stored {
   std::int64_t bytes = 0;
   std::int64_t quantized_layers = 0;
   std::string format;
 };
 
-Stored describe_weights(const std::string& folder, models::Llama& model, const models::ModelConfig& config) {
+Stored describe_weights(const std::string& folder, models::Llama& model, const models::ModelConfig& config,
+                        const Context& context) {
   const std::int64_t dense = config.parameters() * static_cast<std::int64_t>(size_of(config.dtype));
   Stored stored{dense, 0, std::string(name_of(config.dtype))};
-  if (!has_weights(folder)) return stored;
+  if (!has_weights(folder)) {
+    const auto says = models::QuantizationConfig::parse(config.json, folder + "/config.json");
+    if (says.method == models::QuantizationConfig::Method::none) return stored;
+    context.note(
+        fmt::format("{}/config.json says that its weights are quantized ({}), but there are none: "
+                    "bytes are those of dense weights in {}",
+                    folder, says.summary(), name_of(config.dtype)));
+    stored.format = says.summary();
+    return stored;
+  }
   const models::ModelWeights weights(folder);
   for (const nn::LinearSlot& slot : model.linears()) {
     const auto format = weights.format_of(slot.path);
@@ -40,7 +51,7 @@ void run(const Options& options, const Context& context) {
   models::Llama model(config, config.dtype == DType::f16 ? DType::f32 : config.dtype, Device::meta);
   std::int64_t parameters = 0;
   for (const nn::Parameter& p : model.parameters()) parameters += p.value->numel();
-  const Stored stored = describe_weights(options.model, model, config);
+  const Stored stored = describe_weights(options.model, model, config, context);
   const std::int64_t kv_bytes = config.kv_bytes_per_token(config.dtype);
   const JsonObject json{{"model_type", config.model_type},
                         {"parameters", parameters},

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "core/autograd.h"
@@ -5,6 +7,7 @@
 #include "core/io/json_depth.h"
 #include "core/io/safetensors.h"
 #include "launch/context.h"
+#include "launch/evaluate.h"
 #include "launch/model_options.h"
 
 namespace ridge {
@@ -42,6 +45,16 @@ std::vector<std::vector<std::int32_t>> read_ids(const std::string& path) {
   return rows;
 }
 
+// They are written all the same: whoever looks for a fault needs them.
+void note_not_finite(const Tensor& logits_BTV, models::Llama& model, const Context& context) {
+  const std::span<const float> values = logits_BTV.span<float>();
+  const auto bad = std::find_if(values.begin(), values.end(), [](float x) { return !std::isfinite(x); });
+  if (bad == values.end()) return;
+  const std::int64_t row = (bad - values.begin()) / logits_BTV.dim(2);
+  context.note(fmt::format("logits hold {} from row {}, position {} on: {}", *bad, row / logits_BTV.dim(1),
+                           row % logits_BTV.dim(1), why_not_finite(model)));
+}
+
 void run(const Options& options, Context& context) {
   const auto rows = read_ids(options.ids);
   const auto model = load(options.model, context);
@@ -55,6 +68,7 @@ void run(const Options& options, Context& context) {
     const Tensor ids = Tensor::from(rows[static_cast<std::size_t>(b)], {1, T});
     logits.sliced(0, b, b + 1).copy_from(model->logits(ids));
   }
+  note_not_finite(logits, *model, context);
   const std::vector<TensorEntry> entries{make_tensor_entry(
       "logits", DType::f32, {B, T, V},
       {static_cast<const std::byte*>(logits.data()), static_cast<std::size_t>(logits.bytes())})};

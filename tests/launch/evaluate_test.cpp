@@ -132,5 +132,33 @@ TEST(Evaluate, IsTheMeanOfTheScoredTokensOnAnyRanks) {
   }
 }
 
+// Weights that are not finite, and ones whose products are not.
+TEST(Evaluate, SaysWhyThereIsNoPerplexity) {
+  const auto windows = cut_windows(numbers(40), Protocol::windows, 16, 5, 0);
+  for (const float bad : {std::nanf(""), HUGE_VALF, 3e38f}) {
+    parallel::run_ranks(2, [&](parallel::Communicator& ranks) {
+      auto model = random_model();
+      for (const nn::Parameter& p : model->parameters()) {
+        if (p.name != "model.layers.1.mlp.up_proj.weight") continue;
+        if (bad == 3e38f) {
+          for (float& x : p.value->span<float>()) x = bad;
+        } else {
+          p.value->span<float>()[7] = bad;
+        }
+      }
+      try {
+        (void)evaluate(*model, windows, ranks);
+        ADD_FAILURE() << "a perplexity";
+      } catch (const UserError& error) {
+        const std::string message = error.what();
+        const char* why =
+            bad == 3e38f ? "all weights are finite" : "element 7 of model.layers.1.mlp.up_proj.weight";
+        EXPECT_NE(message.find(why), std::string::npos) << message;
+        EXPECT_NE(message.find("perplexity is "), std::string::npos) << message;
+      }
+    });
+  }
+}
+
 }  // namespace
 }  // namespace ridge

@@ -35,6 +35,7 @@ TEST(LoraConfig, DefaultsArePefts) {
   EXPECT_FALSE(c.use_rslora);
   EXPECT_EQ(c.targets, (std::vector<std::string>{"q_proj", "v_proj"}));
   EXPECT_EQ(parse(R"({"target_modules": null})").targets, c.targets);
+  EXPECT_EQ(parse(R"({"task_type": null})").alpha, 8);
 }
 
 TEST(LoraConfig, EveryFieldIsRead) {
@@ -220,6 +221,10 @@ INSTANTIATE_TEST_SUITE_P(
         Bad{"rank_text", R"({"r": "8"})", {"r is"}}, Bad{"rank_fraction", R"({"r": 1.5})", {"1.5"}},
         Bad{"rank_large", R"({"r": 1000000})", {"1000000"}},
         Bad{"alpha", R"({"lora_alpha": "x"})", {"lora_alpha", "x"}},
+        Bad{"alpha_of_none", R"({"lora_alpha": 0})", {"lora_alpha is 0", "above 0"}},
+        Bad{"alpha_below", R"({"lora_alpha": -3})", {"lora_alpha is -3", "above 0"}},
+        Bad{"alpha_of_a_pattern", R"({"alpha_pattern": {"q_proj": 0}})", {"alpha_pattern", "q_proj", "is 0"}},
+        Bad{"task", R"({"task_type": "SEQ_CLS"})", {"task_type SEQ_CLS", "CAUSAL_LM"}},
         Bad{"dropout_one", R"({"lora_dropout": 1})", {"lora_dropout", "1"}},
         Bad{"dropout_negative", R"({"lora_dropout": -0.1})", {"lora_dropout", "-0.1"}},
         Bad{"rslora", R"({"use_rslora": "yes"})", {"use_rslora"}},
