@@ -51,6 +51,8 @@ void fill_bytes(void* data, int value, std::int64_t bytes, const Stream& stream)
 
 /// Waits for all work of a stream, and throws what went wrong in it. Kernels report bad indices here.
 void synchronize(const Stream& stream);
+/// Waits too, and forgets what kernels reported: for who knows what came before it.
+void forget_faults(const Stream& stream);
 /// Throws if the last launch was refused.
 void check_launch(const char* op);
 

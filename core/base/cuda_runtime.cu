@@ -191,6 +191,12 @@ void synchronize(const Stream& stream) {
   check_cuda(code);
 }
 
+void forget_faults(const Stream& stream) {
+  const cudaError_t code = cudaStreamSynchronize(static_cast<cudaStream_t>(stream.native()));
+  *fault_slot() = Fault{};
+  check_cuda(code);
+}
+
 void check_launch(const char* op) {
   const cudaError_t code = cudaGetLastError();
   if (code != cudaSuccess) fail("{}: CUDA: {} ({})", op, cudaGetErrorString(code), cudaGetErrorName(code));

@@ -30,6 +30,7 @@ void release_pinned(void*) noexcept {}
 void copy(void*, const void*, std::int64_t, const Stream&) { none(); }
 void fill_bytes(void*, int, std::int64_t, const Stream&) { none(); }
 void synchronize(const Stream&) { none(); }
+void forget_faults(const Stream&) { none(); }
 void check_launch(const char*) { none(); }
 Fault* fault_slot() { none(); }
 Event::Event(bool) { none(); }
