@@ -54,13 +54,13 @@ Cache::Cache(const CacheShape& shape, std::int64_t capacity, Device device)
           "for fewer tokens, fewer sequences at once, or a smaller cache format",
           shape.slots, capacity, token / std::max<std::int64_t>(shape.slots, 1),
           static_cast<double>(token) * static_cast<double>(capacity) / (1 << 30), name_of(device), gib(room));
-  for (std::int64_t l = 0; l < shape.layers; ++l) layers_.push_back(make_layer());
+  for (std::int64_t l = 0; l < shape.layers; ++l) layers_.push_back(make_layer(capacity));
 }
 
-Cache::Layer Cache::make_layer() const {
+Cache::Layer Cache::make_layer(std::int64_t capacity) const {
   const PurposeScope purpose(Purpose::activations);
-  const Shape scales{shape_.slots, capacity_, shape_.kv_heads};
-  const Shape codes{shape_.slots, capacity_, shape_.kv_heads, shape_.head_dim};
+  const Shape scales{shape_.slots, capacity, shape_.kv_heads};
+  const Shape codes{shape_.slots, capacity, shape_.kv_heads, shape_.head_dim};
   const DType dtype = stored(shape_.format);
   Layer layer{Tensor::empty(codes, dtype, device_), Tensor::empty(codes, dtype, device_), {}, {}};
   if (kernels::has_scales(shape_.format)) {
@@ -81,21 +81,23 @@ kernels::KvView Cache::view(std::int64_t layer, std::int64_t first, std::int64_t
           scales(l.key_scales),
           scales(l.value_scales),
           count,
-          capacity_,
+          l.keys.dim(1),
           shape_.kv_heads,
           shape_.head_dim};
 }
 
 void Cache::grow(std::int64_t capacity) {
   check(capacity > capacity_, "a cache grows");
-  const std::int64_t before = capacity_, more = shape_.bytes(capacity) - shape_.bytes(before);
+  const std::int64_t before = capacity_;
+  const std::int64_t twice = shape_.bytes(before) / std::max<std::int64_t>(shape_.layers, 1);  // one layer
+  const std::int64_t more = shape_.bytes(capacity) - shape_.bytes(before) + twice;
   const std::int64_t room = available_bytes(device_);
   require(more <= room,
           "a KV cache that grows from {} to {} tokens needs {:.2f} GiB more, and {} has {:.2f} GiB free",
           before, capacity, gib(more), name_of(device_), gib(room));
-  capacity_ = capacity;
-  for (Layer& layer : layers_) {  // one after the other: at most one is held twice
-    const Layer wide = make_layer();
+  for (Layer& layer : layers_) {                  // one after the other: at most one is held twice
+    if (layer.keys.dim(1) >= capacity) continue;  // there was no room for those after it, before
+    const Layer wide = make_layer(capacity);
     const auto carry = [before](const Tensor& from, const Tensor& to) {
       if (from.defined()) to.sliced(1, 0, before).copy_from(from);
     };
@@ -105,6 +107,7 @@ void Cache::grow(std::int64_t capacity) {
     carry(layer.value_scales, wide.value_scales);
     layer = wide;
   }
+  capacity_ = capacity;
 }
 
 }  // namespace ridge::inference

@@ -32,15 +32,16 @@ class Cache {
   std::int64_t bytes() const { return shape_.bytes(capacity_); }
   /// Slots first .. first + count - 1 of a layer.
   kernels::KvView view(std::int64_t layer, std::int64_t first, std::int64_t count) const;
-  /// Room for `capacity` tokens of each slot, more than before; what was written stays. Views end.
+  /// Room for `capacity` tokens of each slot, more than before; what was written stays. Views end. Where
+  /// memory has no room an error is thrown, and it serves as many tokens as before.
   void grow(std::int64_t capacity);
 
  private:
-  // [B, S, G, D], and scales [B, S, G] where the format has them.
+  // [B, S, G, D], and scales [B, S, G] where the format has them; S is the capacity at least.
   struct Layer {
     Tensor keys, values, key_scales, value_scales;
   };
-  Layer make_layer() const;
+  Layer make_layer(std::int64_t capacity) const;
 
   CacheShape shape_;
   std::int64_t capacity_;

@@ -42,11 +42,12 @@ void fill_tables(const models::ModelConfig& config, const Tensor& cos, const Ten
 
 }  // namespace
 
-DecodeModel::DecodeModel(models::Llama& model, std::int64_t rows, std::int64_t sequences) : model_(model) {
+DecodeModel::DecodeModel(models::Llama& model, std::int64_t rows, std::int64_t sequences)
+    : model_(model), sequences_(sequences) {
   require(model.dtype() == DType::f32 || model.dtype() == DType::bf16,
           "decoding takes a model in f32 or bf16, not in {}", name_of(model.dtype()));
   find_layers();
-  make_room(rows, sequences);
+  widen(std::max(rows, sequences));
   steps_ = sequences <= kernels::kDecodeRows && has_step(sequences);
 }
 
@@ -90,7 +91,15 @@ bool DecodeModel::plain() const {
   return all;
 }
 
-void DecodeModel::make_room(std::int64_t rows, std::int64_t sequences) {
+void DecodeModel::widen(std::int64_t rows) {
+  if (rows <= rows_) return;
+  rows_ = 0;  // until there is room
+  room_ = {};
+  make_room(rows);
+  rows_ = rows;
+}
+
+void DecodeModel::make_room(std::int64_t rows) {
   const std::int64_t C = model_.config().hidden_size;
   const auto make = [&](std::int64_t r, std::int64_t columns) {
     return Tensor::empty({r, columns}, model_.dtype(), model_.device());
@@ -102,16 +111,16 @@ void DecodeModel::make_room(std::int64_t rows, std::int64_t sequences) {
   room_.attended = make(rows, heads_.heads * heads_.head_dim);
   room_.gate_up = make(rows, 2 * intermediate_);
   room_.act = make(rows, intermediate_);
-  room_.last_x = make(sequences, C);
-  room_.last_y = make(sequences, C);
-  room_.logits = make(sequences, vocabulary());
+  room_.last_x = make(sequences_, C);
+  room_.last_y = make(sequences_, C);
+  room_.logits = make(sequences_, vocabulary());
   const auto scratch = [&](std::int64_t batch, std::int64_t queries) {
     return kernels::cached_attention_scratch(batch, queries, heads_.heads, heads_.kv_heads, heads_.head_dim);
   };
   const std::int64_t step =
-      kernels::decode_attention_scratch(sequences, heads_.heads, heads_.kv_heads, heads_.head_dim);
-  room_.scratch =
-      Tensor::zeros({std::max({scratch(1, rows), scratch(sequences, 1), step})}, DType::f32, model_.device());
+      kernels::decode_attention_scratch(sequences_, heads_.heads, heads_.kv_heads, heads_.head_dim);
+  room_.scratch = Tensor::zeros({std::max({scratch(1, rows), scratch(sequences_, 1), step})}, DType::f32,
+                                model_.device());
 }
 
 void DecodeModel::reach(std::int64_t capacity) {

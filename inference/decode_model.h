@@ -29,6 +29,8 @@ class DecodeModel {
   /// Whether a token of each sequence runs by kernels that join a product with what is around it: on a GPU,
   /// for at most kernels::kDecodeRows sequences.
   bool steps() const { return steps_; }
+  /// Makes room for passes of `rows` tokens, where there is less.
+  void widen(std::int64_t rows);
   /// Makes room for positions below `capacity`: before passes that have such.
   void reach(std::int64_t capacity);
 
@@ -54,7 +56,7 @@ class DecodeModel {
   };
 
   void find_layers();
-  void make_room(std::int64_t rows, std::int64_t sequences);
+  void make_room(std::int64_t rows);
   template <class T>
   Tensor run_as(const Tensor& ids_R, const Tensor& positions_BT, const Cache& cache, std::int64_t first,
                 bool want_logits, std::int64_t keys);
@@ -82,8 +84,9 @@ class DecodeModel {
   Tensor head(const Tensor& x_BTC, const Tensor& delta_BTC);
 
   models::Llama& model_;
-  ops::HeadCounts heads_{};        // held here
-  std::int64_t intermediate_ = 0;  // held here
+  std::int64_t rows_ = 0, sequences_;  // of a pass, at most
+  ops::HeadCounts heads_{};            // held here
+  std::int64_t intermediate_ = 0;      // held here
   CacheShape cache_shape_;
   std::vector<Layer> layers_;
   Tensor norm_;  // [C]

@@ -6,6 +6,7 @@
 #include <deque>
 #include <numeric>
 
+#include "core/base/cuda.h"
 #include "core/base/launch.h"
 #include "inference/step_graphs.h"
 #include "inference/token_ring.h"
@@ -15,15 +16,14 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::int64_t kFirstCapacity = 256;                 // tokens of a cache that grows
-constexpr std::int64_t kMostTokens = std::int64_t{1} << 30;  // positions are i32
+constexpr std::int64_t kFirstCapacity = 256;  // tokens of a cache that grows
 
 double seconds_between(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double>(end - begin).count();
 }
 
 std::int64_t tokens_of(const Request& r) {
-  return static_cast<std::int64_t>(r.prompt.size()) + r.max_new_tokens;
+  return inference::tokens_of(static_cast<std::int64_t>(r.prompt.size()), r.max_new_tokens);
 }
 
 template <class T>
@@ -42,12 +42,10 @@ std::int64_t positive(std::int64_t value, const char* what) {
 Engine::Engine(models::Llama& model, const EngineOptions& options)
     : model_(model),
       options_(options),
-      decode_(model,
-              std::max(positive(options.prefill_chunk, "prefill chunk"),
-                       positive(options.slots, "sequences at once")),
-              options.slots),
+      decode_(model, positive(options.slots, "sequences at once"), options.slots),
       shape_(decode_.cache_shape()),
       graphs_(std::make_unique<StepGraphs>()) {
+  positive(options.prefill_chunk, "prefill chunk");
   require(options.capacity >= 0, "a cache of {} tokens: give at least 1, or 0 for what is needed",
           options.capacity);
   const bool on_gpu = model.device() == Device::cuda;
@@ -61,8 +59,6 @@ Engine::Engine(models::Llama& model, const EngineOptions& options)
   ids_ = make(options.slots, DType::i32);
   steps_ = make(options.slots, DType::i64);
   positions_ = make(options.slots, DType::i32);
-  chunk_ids_ = make(options.prefill_chunk, DType::i32);
-  chunk_positions_ = make(options.prefill_chunk, DType::i32);
   first_step_ = make(1, DType::i64);
 }
 
@@ -73,12 +69,12 @@ void Engine::check_requests(std::span<const Request> requests) const {
   for (const Request& r : requests) {
     const auto length = static_cast<std::int64_t>(r.prompt.size());
     require(length > 0, "the prompt has no tokens: give a text");
-    require(r.max_new_tokens >= 0, "{} new tokens are asked for: give at least 0", r.max_new_tokens);
     require(length <= config.max_position,
             "the prompt has {} tokens, the model takes {} (max_position_embeddings): shorten it", length,
             config.max_position);
+    const std::int64_t tokens = tokens_of(r);
     require(
-        options_.capacity == 0 || tokens_of(r) <= options_.capacity,
+        options_.capacity == 0 || tokens <= options_.capacity,
         "a prompt of {} tokens and {} new ones do not fit the cache of {}: shorten it, or enlarge the cache",
         length, r.max_new_tokens, options_.capacity);
     for (const std::int32_t id : r.prompt)
@@ -86,6 +82,17 @@ void Engine::check_requests(std::span<const Request> requests) const {
               "id {} of the prompt is outside the model's embedding of {} rows", id, config.vocab_size);
     check_sampling(r.sampling);
   }
+}
+
+// For prompts that are no longer than this.
+void Engine::widen(std::int64_t prompt) {
+  const auto rounded = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(prompt)));
+  const std::int64_t chunk = std::min(options_.prefill_chunk, rounded);
+  if (chunk_ids_.defined() && chunk <= chunk_ids_.dim(0)) return;
+  graphs_->clear();
+  decode_.widen(chunk);
+  chunk_positions_ = Tensor::zeros({chunk}, DType::i32, model_.device());
+  chunk_ids_ = Tensor::zeros({chunk}, DType::i32, model_.device());
 }
 
 // Memory for these requests, before anything is computed.
@@ -97,6 +104,7 @@ void Engine::prepare(std::span<const Request> requests) {
     prompt = std::max(prompt, static_cast<std::int64_t>(r.prompt.size()));
     penalties = penalties || r.sampling.repetition_penalty != 1;
   }
+  widen(prompt);
   limit_ = options_.capacity > 0 ? options_.capacity : longest;
   require(limit_ <= kMostTokens, "a KV cache of {} tokens a sequence: at most {} are possible", limit_,
           kMostTokens);
@@ -276,6 +284,8 @@ class Engine::Run {
     Text& text = texts_[r];
     const Request& request = requests_[r];
     const auto produced = static_cast<std::int64_t>(text.result.ids.size());
+    if (id < 0 && engine_.model_.device() == Device::cuda)
+      cuda::forget_faults(current_stream(Device::cuda));  // the step that is queued looks this id up
     require(
         id >= 0,
         "new token {}: the model gives a logit that is NaN or infinite: its weights are damaged or do not "

@@ -21,7 +21,7 @@ struct EngineOptions {
   std::int64_t slots = 1;                                 // sequences at once; others wait for a place
   std::int64_t capacity = 0;         // tokens of a sequence, prompt and new ones; 0: what the requests need
   bool growable = false;             // the cache begins small and doubles as it must, up to that
-  std::int64_t prefill_chunk = 512;  // tokens of a prompt in one pass
+  std::int64_t prefill_chunk = 512;  // tokens of a prompt in one pass, at most
   std::int64_t vocabulary = 0;       // ids from here on have no token and are never chosen; 0: all have
   bool graph = true;                 // on a GPU a step is recorded once and replayed
   int ahead =
@@ -60,6 +60,7 @@ class Engine {
   class Run;
 
   void check_requests(std::span<const Request> requests) const;
+  void widen(std::int64_t prompt);
   void prepare(std::span<const Request> requests);
   void reserve(std::int64_t tokens);
   void prefill(std::int64_t slot, const Request& request);
@@ -75,7 +76,7 @@ class Engine {
   std::unique_ptr<DeviceSampler> sampler_;
   Tensor ids_;                          // i32 [slots]: each sequence's newest token
   Tensor steps_, positions_;            // i64 and i32 [slots], of the step under way
-  Tensor chunk_ids_, chunk_positions_;  // i32 [prefill_chunk]
+  Tensor chunk_ids_, chunk_positions_;  // i32, of a prompt's pass
   Tensor first_step_;                   // i64 [1]: 0
   std::unique_ptr<StepGraphs> graphs_;
   std::int64_t graph_keys_ = 0;  // positions below which they serve

@@ -32,12 +32,21 @@ void check_ids(std::span<const std::int32_t> ids, std::int64_t vocabulary) {
 
 }  // namespace
 
+std::int64_t tokens_of(std::int64_t prompt, std::int64_t max_new_tokens) {
+  require(max_new_tokens >= 0, "{} new tokens are asked for: give at least 0", max_new_tokens);
+  require(prompt <= kMostTokens && max_new_tokens <= kMostTokens - prompt,
+          "a KV cache for a prompt of {} tokens and {} new ones: at most {} are possible", prompt,
+          max_new_tokens, kMostTokens);
+  return prompt + max_new_tokens;
+}
+
 Generation generate(models::Llama& model, std::span<const std::int32_t> prompt,
                     const GenerateOptions& options, const std::function<bool(std::int32_t)>& on_token) {
   require(!prompt.empty(), "the prompt has no tokens: give a text");
   check_ids(prompt, model.config().vocab_size);
   const autograd::NoGradScope no_grad;
-  nn::KvCache cache = model.make_cache(1, static_cast<std::int64_t>(prompt.size()) + options.max_new_tokens);
+  nn::KvCache cache =
+      model.make_cache(1, tokens_of(static_cast<std::int64_t>(prompt.size()), options.max_new_tokens));
   std::vector<std::uint32_t> seen = seen_words(prompt, model.config().vocab_size);
   Generation result;
   auto start = std::chrono::steady_clock::now();

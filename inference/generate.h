@@ -10,6 +10,9 @@
 
 namespace ridge::inference {
 
+/// Of a prompt and what follows it: positions are i32.
+inline constexpr std::int64_t kMostTokens = std::int64_t{1} << 30;
+
 struct GenerateOptions {
   std::int64_t max_new_tokens = 128;
   SamplingOptions sampling = {};
@@ -24,8 +27,11 @@ struct Generation {
   std::int64_t decoded = 0;  // tokens that decode_seconds made
 };
 
-/// `on_token` hears every new id at once; false ends the text. A UserError for an empty prompt or an id
-/// outside the embedding.
+/// Both in sum; a UserError where they are more than kMostTokens, or less than none is asked for.
+std::int64_t tokens_of(std::int64_t prompt, std::int64_t max_new_tokens);
+
+/// `on_token` hears every new id at once; false ends the text. A UserError for an empty prompt, an id
+/// outside the embedding, or too many tokens.
 Generation generate(models::Llama& model, std::span<const std::int32_t> prompt,
                     const GenerateOptions& options, const std::function<bool(std::int32_t)>& on_token = {});
 

@@ -75,7 +75,8 @@ Choices choices_of(std::span<const float> logits, const SamplingOptions& options
 }  // namespace
 
 void check_sampling(const SamplingOptions& s) {
-  require(s.temperature >= 0, "--temperature is {}: give at least 0", s.temperature);
+  require(s.temperature >= 0 && std::isfinite(s.temperature),
+          "--temperature is {}: give a finite number of at least 0", s.temperature);
   require(s.top_k >= 0, "--top-k is {}: give at least 0", s.top_k);
   require(s.top_p > 0 && s.top_p <= 1, "--top-p is {}: give more than 0 and at most 1", s.top_p);
   require(s.min_p >= 0 && s.min_p <= 1, "--min-p is {}: give 0 to 1", s.min_p);

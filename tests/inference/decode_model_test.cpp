@@ -188,6 +188,8 @@ TEST(Cache, GrowsWithItsContent) {
       d->run(text, 0, 40, 1);
       d->run(prompt_of(*model, 7, 6), 0, 7, 0);
     }
+    EXPECT_THROW(small.cache.grow(std::int64_t{1} << 40), UserError);
+    EXPECT_EQ(small.cache.capacity(), 40) << "no room for so many";
     small.cache.grow(57);
     EXPECT_EQ(small.cache.capacity(), 57);
     for (const std::int64_t slot : {0, 1}) {

@@ -154,6 +154,19 @@ TEST(Engine, AnswersAgain) {
   EXPECT_TRUE(engine.generate(std::vector{Request{{1, 2}, 0}})[0].ids.empty());
 }
 
+// A pass has no more room than the longest prompt so far needs.
+TEST(Engine, APromptInOnePass) {
+  const auto model = load_test_model("llama3");
+  const std::int64_t endless = std::numeric_limits<std::int64_t>::max();
+  five(*model).expect(*model, {.slots = 2, .prefill_chunk = endless});
+  Engine engine(*model, {.prefill_chunk = endless});
+  for (const std::int64_t length : {3, 100, 4, 120}) {
+    const auto prompt = prompt_of(*model, length, 1);
+    EXPECT_EQ(engine.generate(std::vector{Request{prompt, 8}})[0].ids,
+              generate(*model, prompt, {.max_new_tokens = 8}).ids);
+  }
+}
+
 TEST(Engine, EndsWhereItIsTold) {
   const auto model = load_test_model("llama3");
   const std::vector<std::int32_t> prompt{1, 7, 20};
@@ -256,6 +269,9 @@ TEST(EngineMistakes, AreSaid) {
   expect(said({{1, 2}, 2}, {.slots = 0}), {"sequences at once is 0"});
   expect(said({{1, 2}, (std::int64_t{1} << 30) - 2}), {"KV cache", "1073741824 tokens", "GiB free"});
   expect(said({{1, 2}, std::int64_t{1} << 62}), {"KV cache", "at most 1073741824"});
+  const std::int64_t endless = std::numeric_limits<std::int64_t>::max();
+  expect(said({{1, 2}, endless}), {"a prompt of 2 tokens", "9223372036854775807 new", "at most 1073741824"});
+  expect(said({{1, 2}, endless}, {.capacity = 32}), {"9223372036854775807 new", "at most 1073741824"});
 }
 
 TEST(EngineMistakes, WeightsThatAreNoNumbers) {
@@ -268,6 +284,39 @@ TEST(EngineMistakes, WeightsThatAreNoNumbers) {
     }
     Engine engine(*model, {.ahead = ahead});
     EXPECT_THROW(engine.generate(std::vector{Request{{1, 2}, 5}}), UserError);
+  }
+}
+
+// What is queued by then looks an id up that there is not: that is no second mistake.
+TEST(EngineMistakes, ALaterLogitThatIsNoNumber) {
+  const auto model = random_model(tiny_decoder());
+  const std::vector<std::int32_t> prompt{1, 7, 20};
+  const auto ids = generate(*model, prompt, {.max_new_tokens = 40}).ids;
+  const auto seen = [&](std::size_t i) {
+    return std::count(prompt.begin(), prompt.end(), ids[i]) > 0 ||
+           std::find(ids.begin(), ids.end(), ids[i]) != ids.begin() + static_cast<std::ptrdiff_t>(i);
+  };
+  std::size_t i = 2;
+  while (i < ids.size() && seen(i)) ++i;
+  ASSERT_LT(i, ids.size() - 5);
+  const Tensor row = model->embedding_slot()->table().detached().sliced(0, ids[i], ids[i] + 1);
+  row.copy_from(
+      Tensor::full(row.shape(), std::numeric_limits<double>::quiet_NaN(), DType::f32, model->device()));
+  for (const int ahead : {0, 1}) {
+    Engine engine(*model, {.ahead = ahead});
+    std::string said;
+    try {
+      engine.generate(std::vector{Request{prompt, 40}});
+    } catch (const UserError& error) {
+      said = error.what();
+    }
+    if (ahead == 0 || on_gpu()) {  // the CPU has run what is queued
+      EXPECT_NE(said.find(fmt::format("new token {}: ", i + 1)), std::string::npos) << said;
+    }
+    EXPECT_FALSE(said.empty());
+    EXPECT_NO_THROW(wait_for_device()) << "of a fault that was told";
+    const auto again = engine.generate(std::vector{Request{prompt, static_cast<std::int64_t>(i)}})[0].ids;
+    EXPECT_EQ(again, std::vector<std::int32_t>(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(i)));
   }
 }
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "core/autograd.h"
 #include "core/models/weights.h"
@@ -103,6 +104,9 @@ TEST_F(GenerateOptionsTest, TellsEveryIdAtOnce) {
 
 TEST_F(GenerateOptionsTest, MistakesAreTheUsers) {
   EXPECT_THROW(generate(*model_, {}, {}), UserError);
+  const std::vector<std::int32_t> one{1};
+  for (const std::int64_t count : {std::int64_t{-1}, std::numeric_limits<std::int64_t>::max(), kMostTokens})
+    EXPECT_THROW(generate(*model_, one, {.max_new_tokens = count}), UserError) << count;
   for (const std::int32_t bad : {67, -1}) {
     const std::vector<std::int32_t> prompt{1, bad};
     EXPECT_THROW(generate(*model_, prompt, {.max_new_tokens = 1}), UserError) << bad;
