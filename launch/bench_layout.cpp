@@ -1,5 +1,6 @@
 #include "launch/bench_layout.h"
 
+#include "core/base/error.h"
 #include "launch/check_layout.h"
 #include "launch/run_config.h"
 #include "launch/run_config.pb.h"
@@ -7,6 +8,8 @@
 
 namespace ridge {
 namespace {
+
+constexpr std::int64_t kMost = 1000000000;
 
 config::RunConfig resolved(const std::vector<std::string>& fields, int ranks) {
   std::vector<std::string> overrides;
@@ -42,6 +45,13 @@ void StepOptions::check(const models::ModelConfig& model, int ranks) const {
 }
 
 TrainingOptions StepOptions::training(int ranks) const {
+  const auto counted = [](const char* option, std::int64_t value, std::int64_t least) {
+    require(value >= least && value <= kMost, "{} is {}: give {} to {}", option, value, least, kMost);
+  };
+  counted("--batch", batch, 1);
+  counted("--sequence-length", sequence_length, 1);
+  counted("--accumulate", accumulate, 1);
+  counted("--lora-rank", lora_rank, 0);
   TrainingOptions to{batch,      sequence_length,
                      accumulate, parse_dtype(moments),
                      lora_rank,  layout_options(resolved(parallel, ranks).parallel())};

@@ -26,13 +26,15 @@ std::string matmul_choices_file() {
   return home == nullptr || *home == '\0' ? std::string() : std::string(home) + "/.cache/ridge/matmul.txt";
 }
 
+constexpr long kMostThreads = 4096;
+
 std::optional<int> threads_from_environment() {
   const char* text = std::getenv("RIDGE_THREADS");
   if (text == nullptr) return std::nullopt;
   char* end = nullptr;
   const long threads = std::strtol(text, &end, 10);
-  require(*text != '\0' && *end == '\0' && threads >= 1 && threads <= 4096,
-          "RIDGE_THREADS is '{}': give a number of at least 1", text);
+  require(*text != '\0' && *end == '\0' && threads >= 1 && threads <= kMostThreads,
+          "RIDGE_THREADS is '{}': give a number from 1 to {}", text, kMostThreads);
   return static_cast<int>(threads);
 }
 

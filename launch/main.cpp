@@ -1,8 +1,11 @@
 // ridge: train, fine-tune and run large language models.
+#include <fcntl.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <iostream>
 #include <thread>
 
 #include "core/base/error.h"
@@ -48,6 +51,21 @@ std::string complaint(const CLI::App& app, const CLI::ParseError& error) {
   return std::string(error.what()) + "; see ridge --help";
 }
 
+// A closed descriptor would be the next file that is opened: text for the user would land in it. What is put
+// in the place of stdout cannot be written to.
+void hold_standard_descriptors() {
+  for (const int fd : {0, 1, 2}) {
+    if (::fcntl(fd, F_GETFD) < 0) ::open("/dev/null", fd == 2 ? O_WRONLY : O_RDONLY);
+  }
+}
+
+// A result that nobody got is no success.
+void require_said() {
+  std::cout.flush();
+  ridge::require(std::fflush(stdout) == 0 && std::ferror(stdout) == 0 && std::cout.good(),
+                 "standard output cannot be written (full, or closed): what it was to say is lost");
+}
+
 int run(int argc, char** argv, ridge::parallel::MpiSession& mpi) {
   ridge::prepare_cuda_environment();
   CLI::App app{"Ridgeline: train, fine-tune and run large language models"};
@@ -80,14 +98,16 @@ int run(int argc, char** argv, ridge::parallel::MpiSession& mpi) {
   } catch (const CLI::ParseError& e) {
     const bool help = e.get_exit_code() == 0;
     if (!help) return report(mpi, "", complaint(app, e).c_str(), kUserError);
-    return mpi.world().rank() == 0 ? app.exit(e) : 0;
+    if (mpi.world().rank() == 0) app.exit(e);
   }
+  require_said();
   return 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+  hold_standard_descriptors();
   try {
     ridge::parallel::MpiSession mpi(ridge::launched_by_mpi());
     try {

@@ -224,8 +224,9 @@ class Pool {
                               mebibytes(stats_.live_by_purpose[p]));
     }
     return fmt::format(
-        "out of memory on {}: {} were asked for while {} are in use ({}); lower train.micro_batch or "
-        "data.sequence_length, or set train.recompute=blocks",
+        "out of memory on {}: {} were asked for while {} are in use ({}); to train, lower "
+        "train.micro_batch or data.sequence_length, or set train.recompute=blocks; to generate, evaluate or "
+        "measure, ask for fewer or shorter sequences at once, or quantize the weights",
         name_of(device_), mebibytes(size), mebibytes(stats_.live), purposes);
   }
 

@@ -150,10 +150,21 @@ std::string text_of(const DecodeReport& r, const DecodeOptions& options) {
       mib(r.cache_bytes), mib(r.peak_bytes), of_ranks(r, options));
 }
 
+// Before such a prompt is made, or the model.
+void check_prompt(const char* option, std::int64_t tokens, const std::string& model) {
+  const std::int64_t most = models::ModelConfig::load(model).max_position;
+  require(tokens >= 1 && tokens <= most, "{} is {}: give 1 to {} (max_position_embeddings of {})", option,
+          tokens, most, model);
+}
+
+constexpr std::int64_t kMostTokens = std::int64_t{1} << 30, kMostSequences = 1 << 20;
+
 void decode(const DecodeOptions& options, Context& context) {
-  require(options.tokens >= 2, "--tokens is {}: give at least 2", options.tokens);
-  require(options.prompt >= 1, "--prompt is {}: give at least 1", options.prompt);
-  require(options.batch >= 1, "--batch is {}: give at least 1", options.batch);
+  require(options.tokens >= 2 && options.tokens <= kMostTokens, "--tokens is {}: give 2 to {}",
+          options.tokens, kMostTokens);
+  require(options.batch >= 1 && options.batch <= kMostSequences, "--batch is {}: give 1 to {}", options.batch,
+          kMostSequences);
+  check_prompt("--prompt", options.prompt, options.model.model);
   require(options.tp >= 1, "--tp is {}: give at least 1", options.tp);
   const DecodeReport report = measure(options, context);
   context.emit(json_of(report, options), text_of(report, options));
@@ -167,11 +178,21 @@ struct PrefillOptions {
   std::int64_t runs = 3;
 };
 
+// "16,64", blanks left out.
+std::vector<std::string> words_of(const std::string& list) {
+  std::vector<std::string> words(1);
+  for (const char c : list) {
+    if (c == ',') words.emplace_back();
+    if (c != ',' && c != ' ') words.back() += c;
+  }
+  return words;
+}
+
 std::int64_t parse_length(const std::string& word) {
   std::int64_t value = 0;
   const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
   require(error == std::errc() && end == word.data() + word.size() && value >= 1,
-          "--lengths: '{}' is no number of tokens", word);
+          "--lengths: '{}' is no number of tokens: give some with commas between them, as in 128,512", word);
   return value;
 }
 
@@ -196,7 +217,10 @@ double prefill_seconds(models::Llama& model, const PrefillOptions& options, std:
 void prefill(const PrefillOptions& options, Context& context) {
   require(options.runs >= 1, "--runs is {}: give at least 1", options.runs);
   std::vector<std::int64_t> lengths;
-  for (const std::string& word : options.lengths) lengths.push_back(parse_length(word));
+  for (const std::string& list : options.lengths) {
+    for (const std::string& word : words_of(list)) lengths.push_back(parse_length(word));
+  }
+  for (const std::int64_t length : lengths) check_prompt("--lengths", length, options.model.model);
   const Device device = context.use_device();
   const auto model = decoder_model(options.model, device);
   for (const std::int64_t length : kPromptLengths) {
@@ -240,7 +264,7 @@ void add_bench_decode(const Command& bench, Context& context) {
   auto prompts = std::make_shared<PrefillOptions>();
   const Command lengths = bench.add("prefill", "Prompts of some lengths beside the matmul rate");
   prompts->model.add_to(lengths);
-  lengths.option("--lengths", prompts->lengths, "Tokens of each prompt");
+  lengths.option("--lengths", prompts->lengths, "Tokens of each prompt, with commas between them");
   lengths.option("--runs", prompts->runs, "Of each length, after one to warm up; the median counts");
   lengths.run([prompts, &context] { prefill(*prompts, context); });
   add_bench_context(bench, context);

@@ -100,6 +100,9 @@ void run_engine(models::Llama& model, std::vector<Reply>& replies, const Options
                 const std::function<bool(Reply&, std::int32_t)>& hear) {
   inference::EngineOptions how = options.engine;
   how.slots = std::min(how.slots, static_cast<std::int64_t>(replies.size()));
+  std::size_t longest = 1;
+  for (const Reply& reply : replies) longest = std::max(longest, reply.ids.size());
+  how.prefill_chunk = std::min(how.prefill_chunk, static_cast<std::int64_t>(longest));
   how.vocabulary = options.generate.vocabulary;
   if (options.kv_cache != "auto") how.cache = kernels::parse_kv_format(options.kv_cache);
   std::vector<inference::Request> requests;
@@ -153,6 +156,19 @@ void report(const std::vector<Reply>& replies, const Tokenizer& tokenizer, const
                            decoded > 0 ? decoded / slowest : 0));
 }
 
+// What comes behind the longest context is legitimate to ask for, and rarely good.
+void note_length(const std::vector<Reply>& replies, const Options& options, const models::ModelConfig& config,
+                 const Context& context) {
+  std::int64_t longest = 0;
+  for (const Reply& reply : replies) longest = std::max(longest, static_cast<std::int64_t>(reply.ids.size()));
+  const std::int64_t most = config.max_position, asked = options.generate.max_new_tokens;
+  if (asked <= most - longest) return;
+  context.note(
+      fmt::format("a prompt of {} tokens and {} new ones may go beyond the {} that the model is made for "
+                  "(max_position_embeddings): what follows those is of no known quality",
+                  longest, asked, most));
+}
+
 void run(Options& options, bool one, bool many, Context& context) {
   check_options(options, one, many);
   const Tokenizer tokenizer = Tokenizer::load(options.model.model);
@@ -165,6 +181,7 @@ void run(Options& options, bool one, bool many, Context& context) {
   if (options.tp != 1) over_ranks = load_over_ranks(options.model, options.tp, context);
   const auto model = options.tp != 1 ? std::move(over_ranks.model) : load(options.model, context);
   for (const Reply& reply : replies) check_ids(reply.ids, model->config(), many ? "--prompts" : "--prompt");
+  note_length(replies, options, model->config(), context);
   if (options.tp == 1 && !context.is_root()) return;
   options.generate.vocabulary = tokenizer.vocab_size();
   if (!options.ignore_eos) options.generate.stop_ids = model->config().eos_ids;

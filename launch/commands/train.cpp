@@ -48,7 +48,13 @@ void report_finished(const config::RunConfig& run, const Context& context) {
 void run(const Options& options, Context& context) {
   config::RunConfig run = load_run_config(options.config, options.overrides);
   for (const std::string& note : resolve(run, context.ranks().size())) context.note(note);
-  check_layout(run, model_config(run));
+  const models::ModelConfig model = model_config(run);
+  check_layout(run, model);
+  if (run.data().sequence_length() > model.max_position)
+    context.note(
+        fmt::format("data.sequence_length {} is beyond the {} tokens that the model is made for "
+                    "(max_position_embeddings), which stay in its config.json",
+                    run.data().sequence_length(), model.max_position));
   if (context.is_root()) check_output(run, options.config);
   context.ranks().barrier();
   if (is_finished(run, context.ranks())) return report_finished(run, context);
