@@ -153,28 +153,49 @@ const Product::Bias* Product::bias_of(const Part& part) const {
   return nullptr;
 }
 
+// A gate and an up projection that are not one matrix.
+bool Product::is_pair(const kernels::ProductSteps& steps) const {
+  return steps.end == kernels::ProductEnd::swiglu && parts_.size() == 2 &&
+         parts_[0].columns == parts_[1].columns;
+}
+
+kernels::ProductSteps Product::steps_of(const Part& part, kernels::ProductSteps steps) const {
+  const auto values = [&](const Part& of) {
+    const Bias* bias = bias_of(of);
+    return bias == nullptr ? View<const bf16>() : View<const bf16>(bias->values.view<bf16>());
+  };
+  steps.bias_N = values(part);
+  if (!is_pair(steps)) return steps;
+  steps.up_NK = weight_of(parts_[1]);
+  steps.up_bias_N = values(parts_[1]);
+  return steps;
+}
+
 bool Product::has_steps(std::int64_t rows, const kernels::ProductSteps& steps, Device device) const {
-  if (parts_.empty() || (steps.end == kernels::ProductEnd::swiglu && parts_.size() > 1)) return false;
+  const bool pair = is_pair(steps);
+  if (parts_.empty() || (steps.end == kernels::ProductEnd::swiglu && parts_.size() > 1 && !pair))
+    return false;
   if (steps.end == kernels::ProductEnd::add && sums()) return false;
   std::size_t biases = 0;
   for (const Part& part : parts_) {
     if (part.columns == 0) continue;
     if (part.weight_NK.defined() && part.weight_NK.dtype() != DType::bf16) return false;
-    if (!kernels::has_decode_product(weight_of(part), rows, steps, device)) return false;
     biases += bias_of(part) != nullptr;
+    if (pair && &part != &parts_.front()) continue;
+    if (!kernels::has_decode_product(weight_of(part), rows, steps_of(part, steps), device)) return false;
   }
   return sums() || biases == biases_.size();
 }
 
-void Product::run_steps(const Tensor& x_RK, kernels::ProductSteps steps, const Tensor& room_RN) const {
+void Product::run_steps(const Tensor& x_RK, const kernels::ProductSteps& steps, const Tensor& room_RN) const {
   Stream& stream = current_stream(x_RK.device());
   for (const Part& part : parts_) {
     if (part.columns == 0) continue;
-    const Bias* bias = bias_of(part);
-    steps.bias_N = bias == nullptr ? View<const bf16>() : View<const bf16>(bias->values.view<bf16>());
-    const bool halves = steps.end == kernels::ProductEnd::swiglu;
-    const Tensor y = halves ? room_RN : room_RN.sliced(1, part.column, part.column + part.columns);
-    kernels::decode_product(stream, x_RK.view<bf16>(), weight_of(part), steps, y.view<bf16>());
+    const bool whole = steps.end == kernels::ProductEnd::swiglu;
+    const Tensor y = whole ? room_RN : room_RN.sliced(1, part.column, part.column + part.columns);
+    kernels::decode_product(stream, x_RK.view<bf16>(), weight_of(part), steps_of(part, steps),
+                            y.view<bf16>());
+    if (is_pair(steps)) return;
   }
 }
 

@@ -32,7 +32,7 @@ class Product {
   bool has_steps(std::int64_t rows, const kernels::ProductSteps& steps, Device device) const;
   /// What this rank multiplies of x [R, K], and `steps` around it (kernels/decode_product.h), into `room`; a
   /// bias comes with it unless the sum of ranks gets it. bf16.
-  void run_steps(const Tensor& x_RK, kernels::ProductSteps steps, const Tensor& room_RN) const;
+  void run_steps(const Tensor& x_RK, const kernels::ProductSteps& steps, const Tensor& room_RN) const;
   /// Columns of its output.
   std::int64_t outputs() const;
   /// Whether run() only ever writes into `room`, for few rows, with what this rank holds: no collective,
@@ -66,6 +66,8 @@ class Product {
   bool takes(std::int64_t rows, Device device) const;
   kernels::DecodeWeight weight_of(const Part& part) const;
   const Bias* bias_of(const Part& part) const;
+  bool is_pair(const kernels::ProductSteps& steps) const;
+  kernels::ProductSteps steps_of(const Part& part, kernels::ProductSteps steps) const;
   void multiply(const Tensor& x_RK, const Tensor& room_RN) const;
   void add_biases(const Tensor& room_RN) const;
 

@@ -15,7 +15,7 @@ Matrix matrix_of(const DecodeWeight& w) {
 }
 
 std::int64_t outputs_of(const Matrix& w, const ProductSteps& steps) {
-  return steps.end == ProductEnd::swiglu ? w.rows / 2 : w.rows;
+  return steps.end == ProductEnd::swiglu && !steps.up_NK.has_value() ? w.rows / 2 : w.rows;
 }
 
 }  // namespace
@@ -36,10 +36,11 @@ void decode_product(Stream& stream, View<const bf16> x_MK, const DecodeWeight& w
          to_string(y_MN.shape));
   }
   const auto count = static_cast<double>(m);
-  const double rows = static_cast<double>(matrix.rows), cols = static_cast<double>(matrix.cols);
+  const double matrices = steps.up_NK.has_value() ? 2 : 1;
+  const double rows = matrices * static_cast<double>(matrix.rows), cols = static_cast<double>(matrix.cols);
   const double moved = count * (cols + static_cast<double>(outputs)) * sizeof(bf16);
   launch(
-      stream, "decode_product", {2 * count * rows * cols, matrix.bytes + moved},
+      stream, "decode_product", {2 * count * rows * cols, matrices * matrix.bytes + moved},
       [] { fail("decode_product: for a GPU alone"); },
       [&] { cuda::decode_product(stream, x_MK, w, steps, y_MN); });
 }

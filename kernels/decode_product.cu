@@ -55,17 +55,39 @@ bool visit(const DecodeWeight& w, const F& f) {
 DecodeScales scales_of(const QuantView& w, int unit_columns) {
   DecodeScales s{};
   const bool by_row = w.format.group == 0;
-  s.scales = w.format.double_quant ? w.scale_codes : static_cast<const std::uint8_t*>(w.scales);
-  s.zeros = w.format.zero_points ? w.zeros : nullptr;
   s.across = by_row ? 1 : device::ceil_div(w.cols, w.format.group);
+  s.row_blocks = w.row_blocks;
   s.row_shift = w.format.tiles ? log2_of(kTile) : 0;
   s.unit_shift = by_row ? 30 : log2_of(w.format.group / unit_columns);
-  s.nested = w.nested_scales;
-  s.map = w.nested_map;
-  s.offset = w.nested_offset;
-  s.first_block = w.first_block;
-  s.row_blocks = w.row_blocks;
   return s;
+}
+
+DecodeHalf half_of(const View<const bf16>& w) {
+  DecodeHalf h{};
+  h.codes = reinterpret_cast<const std::uint8_t*>(w.data);
+  return h;
+}
+DecodeHalf half_of(const QuantView& w) {
+  const bool nested = w.format.double_quant;
+  return {w.codes,
+          nested ? w.scale_codes : static_cast<const std::uint8_t*>(w.scales),
+          w.format.zero_points ? w.zeros : nullptr,
+          w.nested_scales,
+          w.nested_map,
+          w.nested_offset,
+          0,
+          w.first_block,
+          nullptr};
+}
+
+/// What begins `rows` below.
+DecodeHalf below(const DecodeHalf& from, const DecodeParams& p, std::int64_t rows) {
+  DecodeHalf h = from;
+  h.codes += rows * p.row_bytes;
+  h.first_row += rows;
+  h.first_block += rows * p.scale.row_blocks;
+  if (h.bias != nullptr) h.bias += rows;
+  return h;
 }
 
 template <class Format>
@@ -75,12 +97,12 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   if constexpr (Format::kDense) {
     const auto& w = std::get<View<const bf16>>(weight);
     rows = w.dim(0), cols = w.dim(1);
-    p.codes = reinterpret_cast<const std::uint8_t*>(w.data);
+    p.half[0] = half_of(w);
     p.row_bytes = w.strides[0] * static_cast<std::int64_t>(sizeof(bf16));
   } else {
     const auto& w = std::get<QuantView>(weight);
     rows = w.rows, cols = w.cols;
-    p.codes = w.codes;
+    p.half[0] = half_of(w);
     p.row_bytes = w.row_bytes();
     p.scale = scales_of(w, Format::Layout::kColumns);
     const auto values = w.format.codes == Codes::nf4 ? nf4_values() : fp4_values();
@@ -88,8 +110,15 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   }
   p.end = steps.end;
   p.early = steps.early;
-  p.half_rows = rows / 2;
-  p.outputs = static_cast<int>(steps.end == ProductEnd::swiglu ? rows / 2 : rows);
+  p.half[0].bias = steps.bias_N.data;
+  if (steps.up_NK.has_value()) {
+    p.half[1] = std::visit([](const auto& up) { return half_of(up); }, *steps.up_NK);
+    p.half[1].bias = steps.up_bias_N.data;
+  } else if (steps.end == ProductEnd::swiglu) {
+    rows /= 2;
+    p.half[1] = below(p.half[0], p, rows);
+  }
+  p.outputs = static_cast<int>(rows);
   p.columns = static_cast<int>(cols);
   p.units = p.columns / Format::Layout::kColumns;
   p.used_bytes = p.units * Format::Layout::kBytes;
@@ -97,7 +126,6 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   p.tiles = p.outputs / kTileRows;
   p.norm = steps.norm_K.data;
   p.eps = static_cast<float>(steps.eps);
-  p.bias = steps.bias_N.data;
   return p;
 }
 
@@ -106,12 +134,14 @@ template <class Format>
 bool takes(const DecodeParams& p) {
   const DecodeScales& s = p.scale;
   const bool whole = p.outputs > 0 && p.outputs % kTileRows == 0 && p.columns % Format::Layout::kColumns == 0;
-  const bool places = aligned(p.codes) && p.row_bytes % 16 == 0 && aligned(s.scales) && aligned(s.zeros);
+  bool places = p.row_bytes % 16 == 0;
+  for (const DecodeHalf& h : p.half)
+    places = places && aligned(h.codes) && aligned(h.scales) && aligned(h.zeros);
   constexpr int kStep = std::clamp(Piece<Format>::kScaleBytes, 1, 16);
   constexpr int kZeros = std::max(1, Piece<Format>::kZeroBytes);
   const bool steps = s.across * Format::kScaleBytes % kStep == 0 && s.across % kZeros == 0;
   const bool groups = Format::kScaledAtEnd || s.unit_shift == (Piece<Format>::kTiles ? 1 : 0);
-  const bool nested = !Format::kNested || (s.across <= kNestedBlock && s.first_block < kMost);
+  const bool nested = !Format::kNested || s.across <= kNestedBlock;
   return whole && places && steps && groups && nested && aligned(p.norm);
 }
 
@@ -149,10 +179,23 @@ bool small(const DecodeWeight& w, const ProductSteps& steps) {
   return dense.dim(0) < kMost && dense.dim(1) <= most && dense.rows_dense();
 }
 
+/// Whether the up projection is another matrix of the same kind.
+bool alike(const DecodeWeight& w, const ProductSteps& steps) {
+  if (!steps.up_NK.has_value()) return true;
+  if (steps.end != ProductEnd::swiglu || steps.up_NK->index() != w.index()) return false;
+  if (const auto* a = std::get_if<QuantView>(&w)) {
+    const auto& b = std::get<QuantView>(*steps.up_NK);
+    return a->format == b.format && a->scale_dtype == b.scale_dtype && a->rows == b.rows &&
+           a->cols == b.cols && a->row_blocks == b.row_blocks;
+  }
+  const auto &a = std::get<View<const bf16>>(w), &b = std::get<View<const bf16>>(*steps.up_NK);
+  return a.shape == b.shape && a.strides[0] == b.strides[0];
+}
+
 }  // namespace
 
 bool has_decode_product(const DecodeWeight& w, std::int64_t rows, const ProductSteps& steps) {
-  if (rows < 1 || rows > kDecodeRows || !small(w, steps)) return false;
+  if (rows < 1 || rows > kDecodeRows || !small(w, steps) || !alike(w, steps)) return false;
   return visit(w, [&](auto format) {
     using Format = decltype(format);
     const DecodeParams p = params_of<Format>(w, steps);

@@ -34,10 +34,11 @@ struct TileEnd {
     const DecodeParams& p = block.p;
     tile = t;
     if constexpr (Format::kScaledAtEnd && !Format::kDense) {
-      const std::int64_t row = std::int64_t{tile} * kTileRows + lane % kTileRows;
-      if (lane < kHalves * kTileRows)
-        row_scale =
-            __ldg(reinterpret_cast<const float*>(p.scale.scales) + row + lane / kTileRows * p.half_rows);
+      if (lane < kHalves * kTileRows) {
+        const DecodeHalf& half = p.half[lane / kTileRows];
+        const std::int64_t row = half.first_row + std::int64_t{tile} * kTileRows + lane % kTileRows;
+        row_scale = __ldg(reinterpret_cast<const float*>(half.scales) + row);
+      }
     }
     if (p.end == ProductEnd::add && lane < kTileRows * p.m) before = device::load(*result(lane));
   }
@@ -73,10 +74,11 @@ struct TileEnd {
     return scale *
            (((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7])));
   }
-  __device__ __forceinline__ float with_bias(float total, std::int64_t row) const {
+  __device__ __forceinline__ float with_bias(float total, int half, std::int64_t row) const {
     const float rounded = device::load(device::round_to<bf16>(total));
-    if (block.p.bias == nullptr) return rounded;
-    return device::load(device::round_to<bf16>(rounded + device::load(block.p.bias[row])));
+    const bf16* bias = block.p.half[half].bias;
+    if (bias == nullptr) return rounded;
+    return device::load(device::round_to<bf16>(rounded + device::load(bias[row])));
   }
   __device__ __forceinline__ void write(const float* partial) const {
     const DecodeParams& p = block.p;
@@ -87,9 +89,9 @@ struct TileEnd {
       if (i >= kTileRows * p.m) continue;
       bf16* to = result(i);
       const std::int64_t output = std::int64_t{tile} * kTileRows + row;
-      float value = with_bias(sum(partial, 0, i, scale), output);
+      float value = with_bias(sum(partial, 0, i, scale), 0, output);
       if constexpr (kHalves == 2) {
-        const float up = with_bias(sum(partial, 1, i, up_scale), output + p.half_rows);
+        const float up = with_bias(sum(partial, 1, i, up_scale), 1, output);
         value = device::load(device::round_to<bf16>(device::silu_of<bf16>(value))) * up;
       }
       if (p.end == ProductEnd::add) value += base == 0 ? before : device::load(*to);
@@ -117,8 +119,7 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format, kHalves
   TileEnd<Format, kHalves> end(block);
   Ring<Format> ring(block.ring(warp.warp), block.at.ring_bytes);
   unsigned turn = 0;
-  if constexpr (Format::kNested)
-    warp.nested.load(p.scale, std::int64_t{blockIdx.x} * kTileRows, warp.g, true);
+  if constexpr (Format::kNested) warp.nested.load(p, 0, std::int64_t{blockIdx.x} * kTileRows, warp.g, true);
   for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles; tile += static_cast<int>(gridDim.x), ++turn) {
     constexpr int kFloats = kDecodeWarps * kTileRows;
     float* partial = block.template of<float>(block.at.partials) + turn % kSlots * kHalves * kFloats * p.m;
@@ -128,7 +129,7 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format, kHalves
       if constexpr (Format::kNested) {
         const bool last = half + 1 == kHalves;
         const int to = last ? tile + static_cast<int>(gridDim.x) : tile;
-        next.load(p.scale, std::int64_t{to} * kTileRows + (last ? 0 : p.half_rows), warp.g, to < p.tiles);
+        next.load(p, last ? 0 : half + 1, std::int64_t{to} * kTileRows, warp.g, to < p.tiles);
       }
       int piece = warp.warp;
       do {  // once at least: the reader counts alike

@@ -1,6 +1,7 @@
 // A layer's product for few tokens with what stands before and after it: one pass over the weights.
 #pragma once
 
+#include <optional>
 #include <variant>
 
 #include "core/base/launch.h"
@@ -13,7 +14,8 @@ namespace ridge::kernels {
 inline constexpr std::int64_t kDecodeRows = 8;
 
 /// What becomes of y = x w' + bias, rounded to bf16: stored, added to what is there, or, w [2F, K] being rows
-/// of a gate and then of an up projection, silu(gate) up is stored, [M, F].
+/// of a gate and then of an up projection, silu(gate) up is stored, [M, F]. The up projection may be a matrix
+/// of its own, like the gate's in format and shape.
 enum class ProductEnd { store, add, swiglu };
 
 /// Weights [N, K]: bf16 with dense rows, or codes.
@@ -25,6 +27,9 @@ struct ProductSteps {
   double eps = 0;  // of the norm
   View<const bf16> bias_N;  // null data: none
   ProductEnd end = ProductEnd::store;
+  std::optional<DecodeWeight> up_NK =
+      std::nullopt;            // swiglu: w is the gate's [F, K], this the up projection's
+  View<const bf16> up_bias_N;  // its bias
   bool early = false;  // on a GPU: weights, norm and bias are read before the kernels ahead have ended
 };
 

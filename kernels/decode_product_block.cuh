@@ -46,7 +46,8 @@ struct DecodeBlock {
     }
     if constexpr (Format::kTable) device::fill_pair_table<kDecodeThreads>(base, p.values);
     if constexpr (Format::kNested) {
-      if (threadIdx.x < 256) of<float>(at.map)[threadIdx.x] = __ldg(p.scale.map + threadIdx.x);
+      for (int h = 0; h < kHalves; ++h)
+        of<float>(at.map)[256 * h + threadIdx.x] = __ldg(p.half[h].map + threadIdx.x);
     }
   }
 };
@@ -108,15 +109,17 @@ struct PieceReader {
 
  private:
   __device__ __forceinline__ void enter() {
-    const std::int64_t row = std::int64_t{tile} * kTileRows + half * p.half_rows;
+    const std::int64_t row = std::int64_t{tile} * kTileRows;
+    const DecodeHalf& source = p.half[half];
     const int at = warp * kPieceBytes + lane % 8 * 16;
-    from = p.codes + (row + lane / 8) * p.row_bytes + at;
+    from = source.codes + (row + lane / 8) * p.row_bytes + at;
     left = p.used_bytes - at;
     if constexpr (Of::kScales > 0) {
-      const std::int64_t first = ((row + (Of::kTiles ? 0 : lane)) >> p.scale.row_shift) * p.scale.across;
-      scales = p.scale.scales + first * Format::kScaleBytes + warp * Of::kScaleBytes;
+      const std::int64_t first =
+          ((source.first_row + row + (Of::kTiles ? 0 : lane)) >> p.scale.row_shift) * p.scale.across;
+      scales = source.scales + first * Format::kScaleBytes + warp * Of::kScaleBytes;
       scales_left = static_cast<int>(p.scale.across) * Format::kScaleBytes - warp * Of::kScaleBytes;
-      if constexpr (Format::kHasZeros) zeros = p.scale.zeros + first;
+      if constexpr (Format::kHasZeros) zeros = source.zeros + first;
     }
   }
   __device__ __forceinline__ void copy() const {

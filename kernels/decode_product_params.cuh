@@ -24,16 +24,24 @@ inline constexpr int kOfPacks = 8 * kDecodeThreads;  // columns of a pack of eac
 inline constexpr int kMostShared = 227 * 1024;       // bytes of a block; each costs 1 KiB more
 constexpr int shared_of(int blocks) { return kMostShared / blocks - (blocks - 1) * 512; }
 
-/// The codes' scales: of (row, unit) number (row >> row_shift) * across + (unit >> unit_shift).
+/// Where scales are, of a half's rows: of (row, unit) number (first_row + row >> row_shift) * across + (unit
+/// >> unit_shift).
 struct DecodeScales {
+  std::int64_t across, row_blocks;  // row_blocks: see QuantView
+  int row_shift, unit_shift;
+};
+
+/// Rows of w that make results alone, or the gate's or the up projection's.
+struct DecodeHalf {
+  const std::uint8_t* codes;
   const std::uint8_t* scales;  // bytes: f32, bf16 or codes
   const std::uint8_t* zeros;
-  std::int64_t across;
-  int row_shift, unit_shift;
   const float* nested;
   const float* map;
   const float* offset;
-  std::int64_t first_block, row_blocks;  // see QuantView
+  std::int64_t first_row;    // of those that scales and zeros count from
+  std::int64_t first_block;  // see QuantView
+  const bf16* bias;          // null: none
 };
 
 /// What a piece of a row holds.
@@ -50,9 +58,8 @@ struct Piece {
 };
 
 struct DecodeParams {
-  const std::uint8_t* codes;
+  DecodeHalf half[2];
   std::int64_t row_bytes;
-  std::int64_t half_rows;  // swiglu: from a gate's row to its up's
   int outputs, columns, units, pieces, tiles;
   int used_bytes;  // of a row
   DecodeScales scale;
@@ -62,7 +69,6 @@ struct DecodeParams {
   int m;
   const bf16* norm;  // null: x as it is
   float eps;
-  const bf16* bias;  // null: none
   bf16* y;
   std::int64_t y_stride;
   ProductEnd end;
@@ -106,7 +112,7 @@ struct DecodeShared {
     Places places;
     if (Format::kTable) places.limit = device::kBeforePairTable, places.above = 2 * device::kPairTableBytes;
     barriers = places.take(16 * static_cast<int>(kSlots));
-    map = places.take(Format::kNested ? 1024 : 0);
+    map = places.take(Format::kNested ? kHalves * 1024 : 0);
     norm = places.take(4 * kDecodeWarps);
     partials = places.take(4 * static_cast<int>(kSlots) * kHalves * kDecodeWarps * kTileRows * p.m);
     x = places.take(Format::kInteger ? p.m * kDigits * x_row_bytes(p.columns / 2)

@@ -9,14 +9,20 @@ namespace ridge::kernels::cuda {
 struct NestedScales {
   float first[2], second[2];
   int left[2];  // blocks of the row up to the second
+  float offset;
+  std::uint32_t map;  // from the block's map on, bytes
 
-  __device__ __forceinline__ void load(const DecodeScales& scale, std::int64_t row, int g, bool there) {
+  __device__ __forceinline__ void load(const DecodeParams& p, int half, std::int64_t row, int g, bool there) {
+    const DecodeScales& scale = p.scale;
+    const DecodeHalf& source = p.half[half];
+    map = static_cast<std::uint32_t>(half) * 1024;
+    if (there) offset = __ldg(source.offset);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const std::int64_t block = scale.first_block + (row + g + 8 * h) * scale.row_blocks;
+      const std::int64_t block = source.first_block + (row + g + 8 * h) * scale.row_blocks;
       left[h] = static_cast<int>(kNestedBlock - block % kNestedBlock);
       if (!there) continue;
-      const float* at = scale.nested + block / kNestedBlock;
+      const float* at = source.nested + block / kNestedBlock;
       first[h] = __ldg(at);
       second[h] = left[h] < scale.across ? __ldg(at + 1) : 0.0f;
     }
@@ -33,16 +39,13 @@ struct WarpCodes {
   using Of = Piece<Format>;
   const DecodeBlock<Format, kHalves>& block;
   int warp, q, g;
-  float offset = 0;
   NestedScales nested;
 
   __device__ __forceinline__ explicit WarpCodes(const DecodeBlock<Format, kHalves>& b)
       : block(b),
         warp(static_cast<int>(threadIdx.x) / 32),
         q(static_cast<int>(threadIdx.x) % 4),
-        g(static_cast<int>(threadIdx.x) % 32 / 4) {
-    if constexpr (Format::kNested) offset = __ldg(b.p.scale.offset);
-  }
+        g(static_cast<int>(threadIdx.x) % 32 / 4) {}
 
   /// Codes of rows g and g + 8, by units.
   struct Codes {
@@ -89,9 +92,9 @@ struct WarpCodes {
     const auto at = static_cast<std::uint32_t>(Of::kTiles ? 0 : u);
     const std::uint32_t from = scales + static_cast<std::uint32_t>(row * Of::kScaleBytes);
     if constexpr (Format::kNested) {  // two roundings, as elsewhere
-      const std::uint32_t map = block.address(block.at.map) + 4 * load_byte(from + at);
+      const std::uint32_t map = block.address(block.at.map) + nested.map + 4 * load_byte(from + at);
       const float part = __uint_as_float(device::load_shared(map));
-      return __fadd_rn(__fmul_rn(part, nested.of(h, unit)), offset);
+      return __fadd_rn(__fmul_rn(part, nested.of(h, unit)), nested.offset);
     } else if constexpr (Format::kNarrow) {
       std::uint16_t bits;
       asm volatile("ld.shared.u16 %0, [%1];" : "=h"(bits) : "r"(from + 2 * at));

@@ -176,6 +176,32 @@ TEST_F(DecodeProduct, EveryFormatGivesTheProduct) {
   }
 }
 
+// A gate and an up projection of two matrices, each with scales of the second level of its own.
+TEST_F(DecodeProduct, GateAndUpApart) {
+  for (const std::string format : {"bf16", "int8", "nf4", "nf4-dq", "int4-g64"}) {
+    SCOPED_TRACE(format);
+    const Case c{2, 208, 1024, ProductEnd::store, true, true};
+    const Weight gate(format, c.n, c.k, false, 11), up(format, c.n, c.k, false, 12);
+    const Inputs in(c);
+    ProductSteps steps = in.steps(c);
+    const Memory<bf16> a = run(c, gate, in, c.m), b = run(c, up, in, c.m);
+    steps.end = ProductEnd::swiglu;
+    steps.up_NK = up.w;
+    steps.up_bias_N = steps.bias_N;
+    ASSERT_TRUE(has_decode_product(gate.w, c.m, steps, Device::cuda));
+    Memory<bf16> y(a.size());
+    decode_product(test::test_stream(), View<const bf16>(in.x.data(), {c.m, c.k}, {c.k, 1}), gate.w, steps,
+                   View<bf16>(y.data(), {c.m, c.n}, {c.n, 1}));
+    test::wait_for_device();
+    for (std::size_t i = 0; i < y.size(); ++i) {
+      const double g = static_cast<double>(static_cast<float>(a[i])),
+                   u = static_cast<double>(static_cast<float>(b[i]));
+      const double want = rounded(g / (1 + std::exp(-g))) * u;
+      ASSERT_NEAR(static_cast<double>(static_cast<float>(y[i])), want, 0.01 * std::abs(want) + 1e-6) << i;
+    }
+  }
+}
+
 TEST_F(DecodeProduct, ScalesInBf16) {
   for (const char* format : {"int4-g32", "int4-g64", "int4-g128", "int4-g128-zp"})
     expect_product(format, {2, 176, 3584, ProductEnd::store, true, false}, true);
