@@ -25,7 +25,7 @@ struct ContextOptions {
 std::int64_t peak_bytes(models::Llama& model, const DecoderOptions& options, std::int64_t tokens) {
   const Device device = model.device();
   reset_memory_peaks(device);
-  inference::DecodeModel decode(model, options.prefill_chunk, 1);
+  inference::DecodeModel decode(model, std::min(tokens, options.prefill_chunk), 1);
   inference::CacheShape shape = decode.cache_shape();
   if (options.kv_cache != "auto") shape.format = kernels::parse_kv_format(options.kv_cache);
   const inference::Cache cache(shape, tokens, device);
