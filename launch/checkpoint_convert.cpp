@@ -69,8 +69,9 @@ Conversion export_adapter(const CheckpointReader& checkpoint, const std::string&
                           const config::RunConfig& run, const std::string& out) {
   Conversion done{out, "adapter", DType::f32, 0, checkpoint.state().step, {}};
   const ParallelOptions options = parallel_options(run);
-  const lora::LoraConfig adapter =
+  lora::LoraConfig adapter =
       options.adapter.empty() ? options.lora.value() : lora::read_adapter_config(options.adapter, done.notes);
+  if (options.dropout) adapter.dropout = *options.dropout;
   models::Llama model(model_config(run), DType::f32, Device::meta);
   lora::add_adapters(model.linears(), adapter, options.seed, Device::cpu);
   Shapes shapes;

@@ -30,7 +30,7 @@ std::string state_text(const TrainingState& state) {
   const Json json{{"step", state.step},     {"tokens", state.tokens},
                   {"seed", state.seed},     {"next_sample", state.next_sample},
                   {"layout", state.layout}, {"weights_only", state.weights_only},
-                  {"config", state.config}};
+                  {"base", state.base},     {"config", state.config}};
   return json.dump(-1, ' ', true, Json::error_handler_t::replace);
 }
 

@@ -30,6 +30,7 @@ struct TrainingState {
   std::string config = {};       // the resolved run config, YAML
   std::string layout = {};       // of the ranks that wrote it, such as "shard 2 x tp 4"
   bool weights_only = false;     // a run begins here with a fresh optimizer
+  std::string base = {};         // base_fingerprint() of what adapters are trained on; empty: not known
 };
 
 inline constexpr std::int64_t kCheckpointVersion = 2;

@@ -123,6 +123,7 @@ TrainingState parse_state(Words& words, const std::string& source) {
     json.at("config").get_to(state.config);
     json.at("layout").get_to(state.layout);
     json.at("weights_only").get_to(state.weights_only);
+    state.base = json.value("base", "");  // none in older checkpoints
   } catch (const nlohmann::json::exception& error) {
     words.fail(fmt::format("the state is not as expected ({})", shown(error.what())));
   }

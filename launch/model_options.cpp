@@ -38,8 +38,10 @@ std::unique_ptr<models::Llama> load(const ModelOptions& options, const Context& 
   const Device device = context.use_device();
   models::LoadedModel loaded =
       models::load_model(options.model, resolve_dtype(options), models::LoadMode::read, device, how);
-  if (!options.adapter.empty())
+  if (!options.adapter.empty()) {
     lora::load_adapter(loaded.model->linears(), options.adapter, loaded.notes, device);
+    lora::note_base(options.adapter, options.model, loaded.notes);
+  }
   for (const std::string& note : loaded.notes) context.note(note);
   return std::move(loaded.model);
 }

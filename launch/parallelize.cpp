@@ -130,6 +130,7 @@ void ParallelModel::describe_whole(const models::ModelConfig& config) {
   } else if (options_.lora) {
     lora::add_adapters(whole_->linears(), *options_.lora, options_.seed, adapters);
   }
+  if (options_.lora && options_.dropout) options_.lora->dropout = *options_.dropout;
   std::uint64_t index = 0;
   for (const nn::Parameter& p : whole_->parameters()) logical_[p.name] = {p.value->shape(), index++};
 }

@@ -35,6 +35,7 @@ struct ParallelOptions {
   std::uint64_t seed = 0;                // of random weights and adapters
   std::optional<lora::LoraConfig> lora;  // new adapters; absent with `adapter`: all weights are trained
   std::string adapter;                   // PEFT folder to start from
+  std::optional<double> dropout = std::nullopt;  // in place of that adapter's
   std::optional<kernels::WeightFormat> quantize =
       std::nullopt;        // of the linear layers that adapters train on
   bool decay_all = false;  // weight decay of vectors too

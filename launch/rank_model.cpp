@@ -149,7 +149,9 @@ RankModel load_over_ranks(const ModelOptions& options, std::int64_t tp, const Co
   const DType dtype = dtype_of_rank(options, weights.config());
   RankModel mine =
       cut_over_ranks({weights.config(), dtype, quantized, stored, options.adapter}, device, context);
-  for (const std::string& note : weights.notes()) context.note(note);
+  std::vector<std::string> notes = weights.notes();
+  if (!options.adapter.empty()) lora::note_base(options.adapter, options.model, notes);
+  for (const std::string& note : notes) context.note(note);
   return mine;
 }
 

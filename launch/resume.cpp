@@ -10,6 +10,7 @@
 
 #include "core/base/error.h"
 #include "core/io/file.h"
+#include "launch/base_fingerprint.h"
 #include "launch/checkpoint.h"
 #include "launch/json_object.h"
 #include "launch/output_folder.h"
@@ -22,8 +23,13 @@ namespace {
 
 constexpr std::size_t kMaxRecordBytes = 4096;
 
-// Without the fields that may change between a stop and a resume.
+// Without the fields that may change between a stop and a resume, and those that an adapter replaces.
 config::RunConfig comparable(config::RunConfig run) {
+  if (run.has_adapter() && run.has_lora()) {
+    const config::Lora given = run.lora();
+    run.clear_lora();
+    if (given.has_dropout()) run.mutable_lora()->set_dropout(given.dropout());
+  }
   run.clear_output();
   run.clear_device();
   run.clear_parallel();
@@ -79,6 +85,16 @@ void check_state(const TrainingState& state, const config::RunConfig& run, const
           run.train().steps(), folder, state.step);
 }
 
+// Adapters are trained on weights that the checkpoint does not hold.
+void check_base(const TrainingState& state, const config::RunConfig& run, const std::string& folder) {
+  if (state.base.empty() || !run.model().has_path()) return;
+  const std::string found = base_fingerprint(run.model().path());
+  require(state.base == found,
+          "{}: its adapters were trained on another model.path {}: config.json or weights there have changed "
+          "(fingerprint {}, now {}): restore them, or give another output",
+          folder, run.model().path(), state.base, found);
+}
+
 std::string record_of(const config::RunConfig& run) { return run.output() + "/saved.json"; }
 
 // Of the result that stands in the output; -1 where none is known to.
@@ -111,6 +127,8 @@ std::int64_t resume(const config::RunConfig& run, Trainer& trainer, parallel::Co
   if (!folder) return 0;
   const CheckpointReader checkpoint(*folder);
   check_state(checkpoint.state(), run, *folder);
+  if (ranks.rank() == 0) check_base(checkpoint.state(), run, *folder);
+  ranks.barrier();
   checkpoint.read(trainer.pieces(), ranks);
   trainer.resumed(checkpoint.state().step);
   return checkpoint.state().step;

@@ -25,6 +25,14 @@ std::string read_config_file(const std::string& path) {
   return text;
 }
 
+// What `lora` leaves open is as the adapter has it where the run starts from one.
+void fill_open_fields(RunConfig& c) {
+  const bool from_adapter = c.has_adapter() && c.has_lora();
+  const config::Lora given = c.lora();
+  fill_presets(c);
+  if (from_adapter) *c.mutable_lora() = given;
+}
+
 void resolve_model(const RunConfig& c) {
   const auto& m = c.model();
   require(m.has_path() || m.has_arch(), "model: give model.path (a Hugging Face folder) or model.arch");
@@ -49,7 +57,7 @@ void resolve_quantize(const RunConfig& c) {
 }
 
 void resolve_lora(RunConfig& c) {
-  if (!c.has_lora()) return;
+  if (!c.has_lora() || c.has_adapter()) return;
   auto& lora = *c.mutable_lora();
   require(!lora.has_target_pattern() || lora.targets().empty(),
           "lora: both targets and target_pattern ({}) are given: keep one", lora.target_pattern());
@@ -155,7 +163,7 @@ RunConfig parse_run_config(std::string_view yaml, std::string_view name,
   RunConfig c;
   merge_yaml(yaml, name, c);
   for (const std::string& assignment : overrides) merge_override(assignment, c);
-  fill_presets(c);
+  fill_open_fields(c);
   return c;
 }
 
@@ -191,7 +199,7 @@ void resolve_parallel(RunConfig& c, std::int64_t world_size) {
 
 std::vector<std::string> resolve(RunConfig& c, std::int64_t world_size) {
   std::vector<std::string> notes;
-  fill_presets(c);
+  fill_open_fields(c);
   check_limits(c);
   resolve_model(c);
   resolve_quantize(c);

@@ -9,6 +9,7 @@
 #include "core/io/tensorboard.h"
 #include "core/models/weights.h"
 #include "core/text/tokenizer.h"
+#include "launch/base_fingerprint.h"
 #include "launch/checkpoint_writer.h"
 #include "launch/evaluate.h"
 #include "launch/forecast.h"
@@ -124,6 +125,7 @@ class Loop {
         device_(device) {
     first_ = resume(run, trainer_, ranks_);
     if (ranks_.rank() == 0) {
+      if (trainer_.model().adapter() && run.model().has_path()) base_ = base_fingerprint(run.model().path());
       prepare_output(run);
       log_.emplace(run, first_);
       for (const std::string& note : trainer_.model().notes()) log_->note(note);
@@ -199,6 +201,7 @@ class Loop {
     state.seed = run_.train().seed();
     state.config = dump_yaml(run_);
     state.layout = layout_;
+    state.base = base_;
     checkpoints_->snapshot(state, trainer_.pieces());
   }
 
@@ -210,6 +213,7 @@ class Loop {
   Forecast forecast_;
   Device device_;
   std::int64_t first_ = 0;
+  std::string base_;  // on rank 0
   std::optional<RunLog> log_;
   std::optional<CheckpointWriter> checkpoints_;
   TrainResult result_;

@@ -1,11 +1,17 @@
 #include "launch/training_setup.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdint>
+#include <map>
+#include <set>
 
+#include "core/base/error.h"
 #include "core/text/tokenizer.h"
 #include "launch/run_config.h"
 #include "launch/run_config.pb.h"
+#include "lora/adapter.h"
 
 namespace ridge {
 
@@ -45,7 +51,50 @@ lora::LoraConfig lora_config(const config::RunConfig& run) {
   return to;
 }
 
+template <class T>
+std::string words_of(const T& value) {
+  return fmt::format("{}", value);
+}
+std::string words_of(const std::set<std::string>& words) {
+  return fmt::format("[{}]", fmt::join(words, ", "));
+}
+template <class T>
+std::string words_of(const std::map<std::string, T>& pattern) {
+  std::string text;
+  for (const auto& [key, value] : pattern)
+    text += fmt::format("{}{}: {}", text.empty() ? "" : ", ", key, value);
+  return "{" + text + "}";
+}
+
 }  // namespace
+
+std::vector<std::string> check_adapter(const config::RunConfig& run) {
+  std::vector<std::string> notes, heard;  // heard: what loading the adapter will say
+  if (!run.has_adapter()) return notes;
+  const std::string& folder = run.adapter().path();
+  if (run.model().has_path()) lora::note_base(folder, run.model().path(), notes);
+  if (!run.has_lora()) return notes;
+  const lora::LoraConfig adapter = lora::read_adapter_config(folder, heard);
+  const config::Lora& lora = run.lora();
+  const auto agree = [&folder](bool given, const char* field, const auto& asked, const auto& stored) {
+    require(!given || asked == stored,
+            "lora.{} is {}, but the adapter that the run starts from ({}) has {}: "
+            "leave it out, or adapter.path",
+            field, words_of(asked), folder, words_of(stored));
+  };
+  agree(lora.has_rank(), "rank", lora.rank(), adapter.rank);
+  agree(lora.has_alpha(), "alpha", lora.alpha(), adapter.alpha);
+  agree(lora.has_use_rslora(), "use_rslora", lora.use_rslora(), adapter.use_rslora);
+  const auto list = [](const auto& words) { return std::set<std::string>(words.begin(), words.end()); };
+  agree(lora.targets_size() > 0, "targets", list(lora.targets()), list(adapter.targets));
+  agree(lora.has_target_pattern(), "target_pattern", lora.target_pattern(), adapter.target_pattern);
+  agree(lora.exclude_size() > 0, "exclude", list(lora.exclude()), list(adapter.exclude));
+  const std::map<std::string, std::int64_t> ranks(lora.rank_pattern().begin(), lora.rank_pattern().end());
+  const std::map<std::string, double> alphas(lora.alpha_pattern().begin(), lora.alpha_pattern().end());
+  agree(!ranks.empty(), "rank_pattern", ranks, adapter.rank_pattern);
+  agree(!alphas.empty(), "alpha_pattern", alphas, adapter.alpha_pattern);
+  return notes;
+}
 
 ParallelOptions layout_options(const config::Parallel& from) {
   ParallelOptions to;
@@ -67,8 +116,12 @@ ParallelOptions parallel_options(const config::RunConfig& run) {
   ParallelOptions to = layout_options(run.parallel());
   to.dtype = training_dtype(run);
   to.seed = static_cast<std::uint64_t>(run.train().seed());
-  if (run.has_lora()) to.lora = lora_config(run);
-  if (run.has_adapter()) to.adapter = run.adapter().path();
+  if (run.has_adapter()) {
+    to.adapter = run.adapter().path();
+    if (run.lora().has_dropout()) to.dropout = run.lora().dropout();
+  } else if (run.has_lora()) {
+    to.lora = lora_config(run);
+  }
   to.quantize = quantize_format(run.model());
   to.decay_all = run.optim().decay() == "all";
   to.recompute = parse_recompute(run.train().recompute());

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "core/models/llama.h"
 #include "core/models/weights.h"
@@ -23,6 +25,10 @@ class RunConfig;
 DType training_dtype(const config::RunConfig& run);
 optim::OptimizerOptions optimizer_options(const config::RunConfig& run);
 ScheduleOptions schedule_options(const config::RunConfig& run);
+
+/// Of a run that starts from an adapter: a UserError where `lora` gives another value than that adapter has;
+/// `lora.dropout` alone may. Returns notes for the user.
+std::vector<std::string> check_adapter(const config::RunConfig& run);
 
 /// How `parallel` cuts a model; the rest at its defaults.
 ParallelOptions layout_options(const config::Parallel& parallel);

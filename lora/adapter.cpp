@@ -1,9 +1,11 @@
 #include "lora/adapter.h"
 
+#include <filesystem>
 #include <set>
 
 #include "core/base/error.h"
 #include "core/io/file.h"
+#include "core/io/quote.h"
 #include "core/io/safetensors.h"
 #include "lora/lora_linear.h"
 
@@ -86,6 +88,21 @@ std::int64_t add_adapters(const std::vector<nn::LinearSlot>& linears, const Lora
 LoraConfig read_adapter_config(const std::string& folder, std::vector<std::string>& notes) {
   const std::string path = folder + "/adapter_config.json";
   return LoraConfig::parse(read_text_file(path, kMaxConfigBytes), path, notes);
+}
+
+void note_base(const std::string& folder, const std::string& model, std::vector<std::string>& notes) {
+  std::vector<std::string> heard;  // by whoever loads it
+  const std::string named = read_adapter_config(folder, heard).base_model;
+  std::error_code error;
+  const auto last_part = [](const std::filesystem::path& path) {
+    return (path.has_filename() ? path : path.parent_path()).filename();
+  };
+  const bool same = last_part(named) == last_part(model) ||
+                    last_part(named) == last_part(std::filesystem::weakly_canonical(model, error));
+  if (named.empty() || same) return;
+  notes.push_back(
+      fmt::format("{}/adapter_config.json: made for {} (base_model_name_or_path), and the model is {}",
+                  folder, shown(named), model));
 }
 
 LoraConfig load_adapter(const std::vector<nn::LinearSlot>& linears, const std::string& folder,

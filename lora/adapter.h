@@ -27,6 +27,10 @@ LoraConfig load_adapter(const std::vector<nn::LinearSlot>& linears, const std::s
 void save_adapter(const std::vector<nn::LinearSlot>& linears, const LoraConfig& config,
                   const std::string& folder);
 
+/// A note where FOLDER/adapter_config.json names another base than the folder `model`: their last parts
+/// differ.
+void note_base(const std::string& folder, const std::string& model, std::vector<std::string>& notes);
+
 /// Merges every adapter into its dense base. Returns their number.
 std::int64_t merge_adapters(const std::vector<nn::LinearSlot>& linears);
 

@@ -100,9 +100,6 @@ void run_engine(models::Llama& model, std::vector<Reply>& replies, const Options
                 const std::function<bool(Reply&, std::int32_t)>& hear) {
   inference::EngineOptions how = options.engine;
   how.slots = std::min(how.slots, static_cast<std::int64_t>(replies.size()));
-  std::size_t longest = 1;
-  for (const Reply& reply : replies) longest = std::max(longest, reply.ids.size());
-  how.prefill_chunk = std::min(how.prefill_chunk, static_cast<std::int64_t>(longest));
   how.vocabulary = options.generate.vocabulary;
   if (options.kv_cache != "auto") how.cache = kernels::parse_kv_format(options.kv_cache);
   std::vector<inference::Request> requests;

@@ -80,6 +80,7 @@ void run(const Options& options, Context& context) {
   auto loaded = models::load_model(options.model, DType::f32, models::LoadMode::read, Device::cpu, how);
   const Formats formats = quantize_base(*loaded.model, base, options.quantize, stored);
   lora::load_adapter(loaded.model->linears(), options.adapter, loaded.notes);
+  lora::note_base(options.adapter, options.model, loaded.notes);
   for (const std::string& note : loaded.notes) context.note(note);
   const std::int64_t merged = lora::merge_adapters(loaded.model->linears());
   const Errors errors = measure(*loaded.model, formats, stored);

@@ -55,6 +55,7 @@ void run(const Options& options, Context& context) {
         fmt::format("data.sequence_length {} is beyond the {} tokens that the model is made for "
                     "(max_position_embeddings), which stay in its config.json",
                     run.data().sequence_length(), model.max_position));
+  for (const std::string& note : check_adapter(run)) context.note(note);
   if (context.is_root()) check_output(run, options.config);
   context.ranks().barrier();
   if (is_finished(run, context.ranks())) return report_finished(run, context);
