@@ -1,3 +1,4 @@
+#include <filesystem>
 
 #include "core/base/error.h"
 #include "core/io/file.h"
@@ -26,6 +27,10 @@ std::size_t piece_end(std::string_view text, std::size_t begin) {
 
 void run(const Options& options, Context& context) {
   if (!context.is_root()) return;
+  std::error_code error;
+  for (const std::string& path : options.text)
+    require(!std::filesystem::equivalent(path, options.out, error),
+            "--out {} is one of the texts, which it would replace: give another name", options.out);
   const Tokenizer tokenizer = Tokenizer::load(options.model);
   TokenFileWriter writer(options.out, tokenizer.vocab_size(), tokenizer_fingerprint(tokenizer), options.text);
   std::size_t bytes = 0;

@@ -76,6 +76,10 @@ void run(const Options& options, Context& context) {
                  fmt::format("all {} steps were done before; saved to {}\n", result.steps, result.saved_to));
     return;
   }
+  if (result.limit_share > 1)
+    context.note(
+        "more than 100% of the limit: something else used the machine while its limits were measured, "
+        "or the step's data stays in caches, which the limit of memory does not know");
   context.emit(
       json_of(result, result.final_loss, true),
       fmt::format(

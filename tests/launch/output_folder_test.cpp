@@ -111,6 +111,14 @@ TEST_F(OutputFolder, ARunReplacesItsOwnResultAlone) {
                     {"adapter.path", at("other/adapter"), "another output"});
 }
 
+TEST_F(OutputFolder, PackKeepsItsTexts) {
+  const std::string text = read_text(tiny_.text);
+  const std::string same = folder_.path() + "/./tales.txt";
+  expect_user_error(run_ridge({"pack", "--model", tiny_.tokenizer, "--text", tiny_.text, "--out", same}),
+                    {"--out", "tales.txt", "another name"});
+  EXPECT_TRUE(read_text(tiny_.text) == text);
+}
+
 TEST_F(OutputFolder, AConfigOfTheUserIsNotReplaced) {
   fs::create_directory(at("out"));
   fs::copy(tiny_.config, at("out/config.yaml"));
