@@ -85,7 +85,12 @@ std::vector<std::string> check_adapter(const config::RunConfig& run) {
   agree(lora.has_rank(), "rank", lora.rank(), adapter.rank);
   agree(lora.has_alpha(), "alpha", lora.alpha(), adapter.alpha);
   agree(lora.has_use_rslora(), "use_rslora", lora.use_rslora(), adapter.use_rslora);
-  const auto list = [](const auto& words) { return std::set<std::string>(words.begin(), words.end()); };
+  const auto list = [](const auto& words) {
+    std::set<std::string> names(words.begin(), words.end());
+    if (names.erase("all-linear") > 0)  // PEFT stores what it stands for
+      names.insert({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"});
+    return names;
+  };
   agree(lora.targets_size() > 0, "targets", list(lora.targets()), list(adapter.targets));
   agree(lora.has_target_pattern(), "target_pattern", lora.target_pattern(), adapter.target_pattern);
   agree(lora.exclude_size() > 0, "exclude", list(lora.exclude()), list(adapter.exclude));

@@ -45,6 +45,12 @@ class AdapterStart : public testing::Test {
   const Arguments lora_{"lora.rank=4", "lora.alpha=12", "lora.targets=[q_proj, o_proj]"};
 };
 
+TEST_F(AdapterStart, AllLinearIsTheLayersThatPeftNames) {
+  must_run(train("first", {"lora.rank=4",
+                           "lora.targets=[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"}));
+  must_run(train("second", {"adapter.path=" + at("first/adapter"), "lora.targets=[all-linear]"}));
+}
+
 TEST_F(AdapterStart, WhatLoraLeavesOpenIsAsTheAdapterHasIt) {
   must_run(train("first", lora_));
   const std::string adapter = at("first/adapter"), from = "adapter.path=" + adapter;
@@ -64,7 +70,7 @@ TEST_F(AdapterStart, WhatLoraLeavesOpenIsAsTheAdapterHasIt) {
   } cases[] = {{"lora.rank=8", {"lora.rank is 8", "has 4"}},
                {"lora.alpha=16", {"lora.alpha is 16", "has 12"}},
                {"lora.use_rslora=true", {"lora.use_rslora is true", "has false"}},
-               {"lora.targets=[all-linear]", {"lora.targets is [all-linear]", "[o_proj, q_proj]"}},
+               {"lora.targets=[all-linear]", {"lora.targets is [down_proj, gate_proj", "[o_proj, q_proj]"}},
                {"lora.target_pattern=.*", {"lora.target_pattern is .*"}},
                {"lora.exclude=[k_proj]", {"lora.exclude is [k_proj]", "has []"}},
                {"lora.rank_pattern={q_proj: 2}", {"lora.rank_pattern is {q_proj: 2}", "has {}"}}};
