@@ -90,7 +90,8 @@ void Engine::widen(std::int64_t prompt) {
   const std::int64_t chunk = std::min(options_.prefill_chunk, rounded);
   if (chunk_ids_.defined() && chunk <= chunk_ids_.dim(0)) return;
   graphs_->clear();
-  decode_.widen(chunk);
+  chunk_ids_ = chunk_positions_ = {};  // until there is room
+  decode_.widen(std::max(chunk, options_.slots));
   chunk_positions_ = Tensor::zeros({chunk}, DType::i32, model_.device());
   chunk_ids_ = Tensor::zeros({chunk}, DType::i32, model_.device());
 }

@@ -6,7 +6,7 @@
 
 namespace ridge::kernels {
 
-/// Rows of x from which on the general product is the better one.
+/// Most rows of x: of more the general product is the better one.
 inline constexpr std::int64_t kMostFewRows = 64;
 
 /// Whether few_rows_product has a kernel: on a GPU, whose library cuts its sums by the number of rows. On a

@@ -31,7 +31,7 @@ void add_file(Xxh3& hash, const fs::path& path) {
   const std::span<const std::byte> rest = bytes.subspan(begin);
   if (rest.size() <= kSamples * kSampleBytes) return hash.update(rest);
   const std::size_t last = rest.size() - kSampleBytes;
-  for (std::size_t i = 0; i < kSamples; ++i)  // the first bytes and the last ones among them
+  for (std::size_t i = 0; i < kSamples; ++i)
     hash.update(rest.subspan(last / (kSamples - 1) * i, kSampleBytes));
 }
 

@@ -24,7 +24,7 @@ bool is_complete(const fs::path& folder) {
 
 // A name that AtomicFile and AtomicFolder write under, of something that a run writes.
 bool is_temporary(const std::string& name) {
-  for (const char* stem : {"step-", "config.yaml.", "saved.json.", "model.", "adapter."}) {
+  for (const char* stem : {"step-", "config.yaml.", "model.", "adapter."}) {
     if (name.starts_with(stem) && name.find(".tmp-") != std::string::npos) return true;
   }
   return false;

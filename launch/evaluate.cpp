@@ -147,8 +147,12 @@ Perplexity evaluate(models::Llama& model, const std::vector<Window>& windows, pa
   ranks.all_reduce(std::span<double>(sums));
   const double nll = sums[0] / sums[1];
   const Perplexity result{nll, static_cast<std::int64_t>(sums[1]), std::exp(nll)};
-  require(std::isfinite(result.value), "the perplexity is {} (nll {}, {} tokens): {}", result.value, nll,
-          result.tokens, std::isfinite(result.value) ? "" : why_not_finite(model));
+  require(std::isfinite(nll), "the perplexity is {} (nll {}, {} tokens): {}", result.value, nll,
+          result.tokens, std::isfinite(nll) ? "" : why_not_finite(model));
+  require(std::isfinite(result.value),
+          "the perplexity of nll {} ({} tokens) is beyond f64: the model knows "
+          "nothing of this text",
+          nll, result.tokens);
   return result;
 }
 

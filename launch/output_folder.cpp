@@ -46,6 +46,7 @@ bool lies_in(const std::string& path, const fs::path& folder) {
   if (path.empty()) return false;
   std::error_code error;
   const fs::path inner = fs::weakly_canonical(path, error), outer = fs::weakly_canonical(folder, error);
+  if (inner.empty() || outer.empty()) return false;
   return std::ranges::mismatch(outer, inner).in1 == outer.end();
 }
 
@@ -61,16 +62,41 @@ void require_not_read(const config::RunConfig& run, const std::string& folder) {
   for (const std::string& file : run.data().valid()) refuse("data.valid", file);
 }
 
-// A config that reads back as itself loses nothing when the run writes its own.
-void require_config_stays(const config::RunConfig& run, const std::string& config) {
-  const std::string replaced = run.output() + "/config.yaml";
+// A config that reads back as itself loses nothing when the run writes its own; another is copied.
+std::string keep_config(const config::RunConfig& run, const std::string& config) {
+  const std::string replaced = run.output() + "/config.yaml", kept = run.output() + "/config.given.yaml";
   std::error_code error;
-  if (config.empty() || !fs::equivalent(config, replaced, error)) return;
+  if (config.empty() || !fs::equivalent(config, replaced, error)) return {};
   const std::string text = read_text_file(config, kMaxConfigBytes);
-  require(dump_yaml(parse_run_config(text, config)) == text,
-          "{} is where the run keeps its resolved config, and would be replaced: give it another name, or "
-          "the run another output than {}",
-          config, run.output());
+  if (dump_yaml(parse_run_config(text, config)) == text) return {};
+  require(!fs::exists(kept, error) || read_text_file(kept, kMaxConfigBytes) == text,
+          "{} is where the run keeps its resolved config, and {} is taken: give it another name, or the run "
+          "another output",
+          config, kept);
+  write_file_atomically(kept, text);
+  return fmt::format("{} will hold the resolved config; as it was it is in {}", replaced, kept);
+}
+
+void require_own_result(const config::RunConfig& run) {
+  const std::string folder = result_folder(run);
+  require_not_read(run, folder);
+  std::error_code error;
+  if (!fs::exists(fs::symlink_status(folder, error))) return;
+  require(fs::is_directory(fs::status(folder, error)), "output {}: {} is no folder: move it away",
+          run.output(), folder);
+  const std::vector<std::string> names = names_in("output", folder);
+  const auto other = std::ranges::find_if_not(names, is_ours);
+  require(other == names.end(),
+          "output {}: {} holds {}, which no run wrote, and the run would replace the folder: move that file "
+          "away, or give another output",
+          run.output(), folder, other == names.end() ? "" : *other);
+  const bool ran_before =
+      fs::exists(run.output() + "/config.yaml", error) && fs::exists(run.output() + "/metrics.jsonl", error);
+  require(
+      names.empty() || ran_before,
+      "output {}: {} is there, but no run (config.yaml, metrics.jsonl) that could have written it: move it "
+      "away, or give another output",
+      run.output(), folder);
 }
 
 }  // namespace
@@ -100,27 +126,9 @@ std::string result_folder(const config::RunConfig& run) {
   return run.output() + (run.has_lora() || run.has_adapter() ? "/adapter" : "/model");
 }
 
-void check_output(const config::RunConfig& run, const std::string& config) {
-  const std::string folder = result_folder(run);
-  require_config_stays(run, config);
-  require_not_read(run, folder);
-  std::error_code error;
-  if (!fs::exists(fs::symlink_status(folder, error))) return;
-  require(fs::is_directory(fs::status(folder, error)), "output {}: {} is no folder: move it away",
-          run.output(), folder);
-  const std::vector<std::string> names = names_in("output", folder);
-  const auto other = std::ranges::find_if_not(names, is_ours);
-  require(other == names.end(),
-          "output {}: {} holds {}, which no run wrote, and the run would replace the folder: move that file "
-          "away, or give another output",
-          run.output(), folder, other == names.end() ? "" : *other);
-  const bool ran_before =
-      fs::exists(run.output() + "/config.yaml", error) && fs::exists(run.output() + "/metrics.jsonl", error);
-  require(
-      names.empty() || ran_before,
-      "output {}: {} is there, but no run (config.yaml, metrics.jsonl) that could have written it: move it "
-      "away, or give another output",
-      run.output(), folder);
+std::string check_output(const config::RunConfig& run, const std::string& config) {
+  require_own_result(run);
+  return keep_config(run, config);
 }
 
 }  // namespace ridge

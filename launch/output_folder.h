@@ -17,8 +17,9 @@ void require_new_folder(const std::string& option, const std::string& path);
 std::string result_folder(const config::RunConfig& run);
 
 /// A UserError unless the run may write to its output: what stands at result_folder() was left by an earlier
-/// run of the same output, holds nothing else and is not read by this one; and `config`, the file that the
-/// run config was read from (empty: none), is not one that the run replaces with other words.
-void check_output(const config::RunConfig& run, const std::string& config);
+/// run of the same output, holds nothing else and is not read by this one. Where `config`, the file that the
+/// run config was read from (empty: none), is one that the run replaces with other words, it is copied, and
+/// what to tell is returned.
+std::string check_output(const config::RunConfig& run, const std::string& config);
 
 }  // namespace ridge

@@ -4,24 +4,17 @@
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "core/base/error.h"
-#include "core/io/file.h"
 #include "launch/base_fingerprint.h"
 #include "launch/checkpoint.h"
-#include "launch/json_object.h"
-#include "launch/output_folder.h"
 #include "launch/run_config.h"
 #include "launch/run_config.pb.h"
 #include "launch/trainer.h"
 
 namespace ridge {
 namespace {
-
-constexpr std::size_t kMaxRecordBytes = 4096;
 
 // Without the fields that may change between a stop and a resume, and those that an adapter replaces.
 config::RunConfig comparable(config::RunConfig run) {
@@ -95,32 +88,7 @@ void check_base(const TrainingState& state, const config::RunConfig& run, const 
           folder, run.model().path(), state.base, found);
 }
 
-std::string record_of(const config::RunConfig& run) { return run.output() + "/saved.json"; }
-
-// Of the result that stands in the output; -1 where none is known to.
-std::int64_t saved_step(const config::RunConfig& run) {
-  if (!std::filesystem::exists(result_folder(run)) || !std::filesystem::exists(record_of(run))) return -1;
-  const auto json = nlohmann::json::parse(read_text_file(record_of(run), kMaxRecordBytes), nullptr, false);
-  const bool known = json.is_object() && json.contains("step") && json["step"].is_number_integer();
-  return known ? json["step"].get<std::int64_t>() : -1;
-}
-
 }  // namespace
-
-bool is_finished(const config::RunConfig& run, parallel::Communicator& ranks) {
-  const auto folder = agreed_checkpoint(run.output(), ranks);
-  if (!folder) return false;
-  const TrainingState state = CheckpointReader(*folder).state();
-  check_state(state, run, *folder);
-  std::uint8_t saved = ranks.rank() == 0 && saved_step(run) == state.step ? 1 : 0;  // as rank 0 sees it
-  ranks.broadcast(std::span<std::uint8_t>(&saved, 1), 0);
-  return state.step == run.train().steps() && saved == 1;
-}
-
-void record_result(const config::RunConfig& run, std::int64_t steps) {
-  const JsonObject said{{"saved_to", result_folder(run)}, {"step", steps}};
-  write_file_atomically(record_of(run), said.dump() + "\n");
-}
 
 std::int64_t resume(const config::RunConfig& run, Trainer& trainer, parallel::Communicator& ranks) {
   const auto folder = agreed_checkpoint(run.output(), ranks);

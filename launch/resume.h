@@ -20,12 +20,6 @@ class Communicator;
 /// checkpoint's config and this one disagree, or where it has done more than train.steps.
 std::int64_t resume(const config::RunConfig& run, Trainer& trainer, parallel::Communicator& ranks);
 
-/// Whether nothing is left to do: the newest checkpoint has done train.steps, and the run's result is that of
-/// them. Every rank calls it; throws what resume() throws before it loads.
-bool is_finished(const config::RunConfig& run, parallel::Communicator& ranks);
-/// Says in OUTPUT/saved.json that the run's result is on disk, and of which step.
-void record_result(const config::RunConfig& run, std::int64_t steps);
-
 /// Throws that UserError for a checkpoint's config (YAML). Fields that change nothing in what is computed may
 /// differ.
 void check_same_run(const std::string& stored_yaml, const config::RunConfig& run, const std::string& folder);

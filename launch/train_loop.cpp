@@ -149,8 +149,6 @@ class Loop {
     if (log_) log_->flush();
     if (checkpoints_) checkpoints_->finish();
     result_.saved_to = save_result(run_, trainer_);
-    if (ranks_.rank() == 0) record_result(run_, result_.steps);
-    ranks_.barrier();
     return result_;
   }
 

@@ -1,5 +1,6 @@
 #include "lora/adapter.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <set>
 
@@ -97,8 +98,11 @@ void note_base(const std::string& folder, const std::string& model, std::vector<
   const auto last_part = [](const std::filesystem::path& path) {
     return (path.has_filename() ? path : path.parent_path()).filename();
   };
-  const bool same = last_part(named) == last_part(model) ||
-                    last_part(named) == last_part(std::filesystem::weakly_canonical(model, error));
+  const std::filesystem::path whole = std::filesystem::weakly_canonical(model, error);
+  std::string cached = "models--" + named;  // the hub's cache has ORG/NAME as models--ORG--NAME
+  if (const std::size_t slash = cached.find('/'); slash != std::string::npos) cached.replace(slash, 1, "--");
+  const bool same = last_part(named) == last_part(model) || last_part(named) == last_part(whole) ||
+                    std::find(whole.begin(), whole.end(), cached) != whole.end();
   if (named.empty() || same) return;
   notes.push_back(
       fmt::format("{}/adapter_config.json: made for {} (base_model_name_or_path), and the model is {}",

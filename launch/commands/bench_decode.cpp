@@ -153,8 +153,8 @@ std::string text_of(const DecodeReport& r, const DecodeOptions& options) {
 // Before such a prompt is made, or the model.
 void check_prompt(const char* option, std::int64_t tokens, const std::string& model) {
   const std::int64_t most = models::ModelConfig::load(model).max_position;
-  require(tokens >= 1 && tokens <= most, "{} is {}: give 1 to {} (max_position_embeddings of {})", option,
-          tokens, most, model);
+  require(tokens >= 1 && tokens <= most, "{} is {} tokens: give 1 to {} (max_position_embeddings of {})",
+          option, tokens, most, model);
 }
 
 constexpr std::int64_t kMostTokens = std::int64_t{1} << 30, kMostSequences = 1 << 20;

@@ -24,7 +24,12 @@ Stored describe_weights(const std::string& folder, models::Llama& model, const m
   const std::int64_t dense = config.parameters() * static_cast<std::int64_t>(size_of(config.dtype));
   Stored stored{dense, 0, std::string(name_of(config.dtype))};
   if (!has_weights(folder)) {
-    const auto says = models::QuantizationConfig::parse(config.json, folder + "/config.json");
+    models::QuantizationConfig says;
+    try {
+      says = models::QuantizationConfig::parse(config.json, folder + "/config.json");
+    } catch (const UserError& error) {  // shapes are known all the same
+      context.note(error.what());
+    }
     if (says.method == models::QuantizationConfig::Method::none) return stored;
     context.note(
         fmt::format("{}/config.json says that its weights are quantized ({}), but there are none: "

@@ -8,7 +8,6 @@
 #include "launch/check_layout.h"
 #include "launch/context.h"
 #include "launch/output_folder.h"
-#include "launch/resume.h"
 #include "launch/run_config.h"
 #include "launch/run_config.pb.h"
 #include "launch/train_loop.h"
@@ -34,17 +33,6 @@ JsonObject json_of(const TrainResult& result, double loss, bool trained) {
           {"saved_to", result.saved_to}};
 }
 
-void report_finished(const config::RunConfig& run, const Context& context) {
-  TrainResult result;
-  result.steps = run.train().steps();
-  result.saved_to = result_folder(run);
-  context.emit(
-      json_of(result, kNone, false),
-      fmt::format("{}: the run is finished: all of its {} steps are done, and {} is of the last one; "
-                  "more train.steps go on from there\n",
-                  run.output(), result.steps, result.saved_to));
-}
-
 void run(const Options& options, Context& context) {
   config::RunConfig run = load_run_config(options.config, options.overrides);
   for (const std::string& note : resolve(run, context.ranks().size())) context.note(note);
@@ -56,9 +44,11 @@ void run(const Options& options, Context& context) {
                     "(max_position_embeddings), which stay in its config.json",
                     run.data().sequence_length(), model.max_position));
   for (const std::string& note : check_adapter(run)) context.note(note);
-  if (context.is_root()) check_output(run, options.config);
+  if (context.is_root()) {
+    const std::string kept = check_output(run, options.config);
+    if (!kept.empty()) context.note(kept);
+  }
   context.ranks().barrier();
-  if (is_finished(run, context.ranks())) return report_finished(run, context);
   const Device device = context.use_device(run.device());
   const std::unique_ptr<parallel::Groups> groups = context.groups(mesh_of(run), device);
   groups->world().barrier();
@@ -73,7 +63,8 @@ void run(const Options& options, Context& context) {
   const TrainResult result = train(run, *groups, device, roof);
   if (result.first_step == result.steps) {
     context.emit(json_of(result, kNone, false),
-                 fmt::format("all {} steps were done before; saved to {}\n", result.steps, result.saved_to));
+                 fmt::format("the run is finished: all {} steps were done before; saved to {}\n",
+                             result.steps, result.saved_to));
     return;
   }
   if (result.limit_share > 1)

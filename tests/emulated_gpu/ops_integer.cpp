@@ -18,9 +18,11 @@ constexpr auto kSub =
 template <class T>
 constexpr auto kMul =
     [](T a, T b) { return static_cast<T>(static_cast<std::uint64_t>(a) * static_cast<std::uint64_t>(b)); };
+__extension__ typedef __int128 Signed128;
+__extension__ typedef unsigned __int128 Unsigned128;
 template <class T>
 constexpr auto kHigh = [](T a, T b) {
-  using Wide = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
+  using Wide = std::conditional_t<std::is_signed_v<T>, Signed128, Unsigned128>;
   return static_cast<T>(static_cast<Wide>(a) * static_cast<Wide>(b) >> (8 * sizeof(T)));
 };
 template <class T>

@@ -250,8 +250,7 @@ TEST_F(ResumeTest, ADamagedCheckpointIsRefused) {
   std::string bytes = read_text(newest + "/rank-00000.h5");
   bytes[bytes.size() / 2] ^= 16;
   write_text(newest + "/rank-00000.h5", bytes);
-  expect_user_error(run_ridge(command("out", {"train.checkpoint_every=4", "train.steps=13"})),
-                    {newest, "rank-00000.h5", "damaged", "remove"});
+  expect_user_error(run_ridge(words), {newest, "rank-00000.h5", "damaged", "remove"});
   fs::remove_all(newest);
   const Outcome after = must_run(words);
   EXPECT_NE(after.err.find("resumed after step 7"), std::string::npos) << after.err;
