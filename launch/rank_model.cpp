@@ -100,7 +100,10 @@ std::map<std::string, Tensor> add_adapter(const std::string& folder, models::Lla
 
 // One whole parameter at a time comes to life, and this rank keeps its piece.
 RankModel cut_over_ranks(const Source& source, Device device, const Context& context) {
-  const auto& [config, dtype, quantized, dense, folder] = source;
+  const models::ModelConfig& config = source.config;
+  const DType dtype = source.dtype;
+  QuantizedLayers& quantized = source.quantized;
+  const Dense& dense = source.dense;
   parallel::Mesh::Coordinates sizes;
   sizes.fill(1);
   sizes[static_cast<std::size_t>(parallel::Axis::tp)] = context.ranks().size();
@@ -117,7 +120,8 @@ RankModel cut_over_ranks(const Source& source, Device device, const Context& con
   const auto weights = weight_placements(*mine.model, places);
   quantized.replace_pieces(mine.model->linears(), ranks, places);
   std::map<std::string, Tensor> adapter;
-  if (!folder.empty()) adapter = add_adapter(folder, plan, *mine.model, weights, ranks, places, context);
+  if (!source.adapter.empty())
+    adapter = add_adapter(source.adapter, plan, *mine.model, weights, ranks, places, context);
   const PurposeScope purpose(Purpose::weights);
   const auto near = [&](const std::string& name, const Shape& shape) {
     return dense(name, shape).on(device);
