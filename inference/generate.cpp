@@ -35,7 +35,7 @@ void check_ids(std::span<const std::int32_t> ids, std::int64_t vocabulary) {
 std::int64_t tokens_of(std::int64_t prompt, std::int64_t max_new_tokens) {
   require(max_new_tokens >= 0, "{} new tokens are asked for: give at least 0", max_new_tokens);
   require(prompt <= kMostTokens && max_new_tokens <= kMostTokens - prompt,
-          "a KV cache of {} tokens, {} of the prompt and {} new ones: at most {} are possible",
+          "a KV cache of {} tokens for a prompt of {} tokens and {} new ones: at most {} are possible",
           static_cast<std::uint64_t>(prompt) + static_cast<std::uint64_t>(max_new_tokens), prompt,
           max_new_tokens, kMostTokens);
   return prompt + max_new_tokens;
