@@ -79,13 +79,13 @@ Cluster::Cluster(Program& of, const Launch& how, Size3 sizes, Size3 first)
     block->shared.assign(fixed + how.shared_bytes, std::byte{0xFF});
     for (unsigned at = 0; at < threads; at += kLanes) {
       block->warps.push_back(std::make_unique<Warp>(*block, at / kLanes, threads - at));
-      preset(*block->warps.back(), position(at, how.block));
+      preset(*block->warps.back());
     }
     blocks_.push_back(std::move(block));
   }
 }
 
-void Cluster::preset(Warp& warp, const Size3&) {
+void Cluster::preset(Warp& warp) {
   const unsigned fixed = (kReservedShared + program.static_shared_bytes + 127) / 128 * 128;
   for (const Preset& p : program.presets) {
     for (unsigned lane = 0; lane < kLanes; ++lane) {

@@ -46,7 +46,7 @@ class Cluster {
   std::vector<std::byte> parameters;
 
  private:
-  void preset(Warp& warp, const Size3& thread_of);
+  void preset(Warp& warp);
   bool release_barriers();
   [[noreturn]] void say_stuck() const;
   std::vector<std::unique_ptr<Block>> blocks_;
