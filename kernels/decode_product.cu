@@ -11,9 +11,9 @@
 namespace ridge::kernels::cuda {
 namespace {
 
-using device::ByteCodes;
 using device::DenseCodes;
 using device::FlatCodes;
+using device::Fp8Halves;
 using device::Int4Bytes;
 using device::Int4Codes;
 using device::Int8Bytes;
@@ -37,8 +37,7 @@ template <class F>
 bool visit_coded(const QuantView& w, const F& f) {
   const WeightFormat& format = w.format;
   if (format.codes == Codes::int8) return f(Int8Bytes());
-  if (format.codes == Codes::fp8)
-    return format.tiles ? f(ByteCodes<true, false>()) : f(ByteCodes<true, true>());
+  if (format.codes == Codes::fp8) return format.tiles ? f(Fp8Halves<false>()) : f(Fp8Halves<true>());
   if (format.flat()) return format.double_quant ? f(FlatCodes<true, 1>()) : f(FlatCodes<false, 1>());
   if (!std::has_single_bit(static_cast<std::uint64_t>(format.group)) || format.group < 32) return false;
   if (format.group == 32) return visit_int4<1>(w, f);

@@ -103,6 +103,7 @@ struct TileEnd {
 /// Until the oldest of a warp's pieces is there, all but one of its stages being under way.
 __device__ __forceinline__ void await_stage(int stages) {
   if (stages == kMostStages) return device::await_copies<kMostStages - 2>();
+  if (stages == 5) return device::await_copies<3>();
   if (stages == 4) return device::await_copies<2>();
   device::await_copies<1>();
 }
@@ -150,7 +151,7 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format, kHalves
   }
 }
 
-// kLong: where long_digits() says so.
+// kLong: where long_rows() says so.
 template <class Format, int kHalves, int kNT, bool kLong>
 __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
     decode_product_kernel(const __grid_constant__ DecodeParams p, const __grid_constant__ DecodeShared at) {
@@ -161,13 +162,13 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   for (int s = 1; s < at.stages; ++s) reader.read();
   block.begin();
   const XStage<Format, kHalves> x(block);
+  __syncthreads();
   device::wait_for_previous();
   if constexpr (kLong) {
     x.all_long();
   } else {
     x.all();
   }
-  __syncthreads();
   multiply_tiles<Format, kHalves, kNT>(block, reader);
 }
 
@@ -187,11 +188,13 @@ bool launch_kernel(cudaStream_t stream, const DecodeParams& params) {
 
 template <class Format, int kHalves>
 bool launch_halves(cudaStream_t stream, const DecodeParams& params) {
-  if constexpr (Format::kInteger) {
-    if (long_digits<Format>(params)) {
+  if constexpr (Format::kFactored) {
+    if (long_rows<Format>(params)) {
       if constexpr (kHalves == 1) return launch_kernel<Format, 1, 1, true>(stream, params);
       return false;
     }
+  }
+  if constexpr (Format::kInteger) {
     if (params.m > 4) return launch_kernel<Format, kHalves, 4>(stream, params);
     if (params.m > 2) return launch_kernel<Format, kHalves, 2>(stream, params);
   }

@@ -40,6 +40,7 @@ struct DecodeBlock {
   }
   __device__ __forceinline__ std::uint32_t empty(unsigned slot) const { return full(slot) + 8; }
   __device__ __forceinline__ void begin() const {
+    if (threadIdx.x < kNoXBytes / 4) of<std::uint32_t>(at.no_x)[threadIdx.x] = 0;
     if (threadIdx.x < kSlots) {
       device::begin_barrier(full(threadIdx.x), kDecodeWarps);
       device::begin_barrier(empty(threadIdx.x), 1);
@@ -74,11 +75,14 @@ struct PieceReader {
   std::uint64_t policy;
   Ring<Format> ring;
   int tile, half = 0, warp, lane;
-  std::uint32_t place;            // in a stage, of this lane's first chunk
-  int left = 0, scales_left = 0;  // bytes of the row from where the lane reads on
-  const std::uint8_t* from;       // chunk lane % 8 of row lane / 8 of the next piece
+  std::uint32_t place;  // in a stage, of this lane's first chunk
+  int piece = 0;        // of the row, the next
+  int left = 0;         // bytes of the row from where the lane reads on
+  int scales_left = 0;
+  const std::uint8_t* from;  // chunk lane % 8 of row lane / 8 of the next piece
   const std::uint8_t* scales = nullptr;
   const std::uint8_t* zeros = nullptr;
+  const std::uint8_t *codes_of[kHalves], *scales_of[kHalves];  // of the tile's first piece
 
   __device__ __forceinline__ PieceReader(const DecodeBlock<Format, kHalves>& block, int of)
       : p(block.p),
@@ -90,36 +94,61 @@ struct PieceReader {
     const int row = lane / 8;
     place = static_cast<std::uint32_t>(row * kPieceBytes +
                                        16 * chunk_place<Format::Layout::kWords>(row, lane % 8));
+    const std::int64_t first = std::int64_t{tile} * kTileRows;
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+      codes_of[h] = p.half[h].codes + (first + row) * p.row_bytes + warp * kPieceBytes + lane % 8 * 16;
+      scales_of[h] = scales_at(h);
+    }
     enter();
   }
   /// Queues the next piece, or nothing after the last, as a group of copies.
   __device__ __forceinline__ void read() {
-    const int chunk = lane % 8 * 16;
-    if (tile < p.tiles && left + chunk > 0) copy();
+    copy();
     device::end_copies();
     ring.next();
     from += kStep;
     left -= kStep;
-    scales += kDecodeWarps * Of::kScaleBytes;
-    scales_left -= kDecodeWarps * Of::kScaleBytes;
-    if (left + chunk > 0) return;
-    if (++half == kHalves) half = 0, tile += static_cast<int>(gridDim.x);
+    if constexpr (Of::kScales > 0) {
+      scales += kDecodeWarps * Of::kScaleBytes;
+      scales_left -= kDecodeWarps * Of::kScaleBytes;
+    }
+    piece += kDecodeWarps;
+    if (piece < p.pieces) return;
+    if (++half == kHalves) next_tile();
     enter();
   }
 
  private:
+  __device__ __forceinline__ void next_tile() {
+    half = 0;
+    tile += static_cast<int>(gridDim.x);
+    const std::int64_t rows = std::int64_t{kTileRows} * gridDim.x;
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+      codes_of[h] += rows * p.row_bytes;
+      scales_of[h] = Of::kTiles ? scales_at(h) : scales_of[h] + rows * p.scale.across * Format::kScaleBytes;
+    }
+  }
+  __device__ __forceinline__ std::int64_t first_scale(int h) const {
+    const std::int64_t row = p.half[h].first_row + std::int64_t{tile} * kTileRows + (Of::kTiles ? 0 : lane);
+    return (row >> p.scale.row_shift) * p.scale.across;
+  }
+  __device__ __forceinline__ const std::uint8_t* scales_at(int h) const {
+    if constexpr (Of::kScales == 0) return nullptr;
+    return p.half[h].scales + first_scale(h) * Format::kScaleBytes + warp * Of::kScaleBytes;
+  }
   __device__ __forceinline__ void enter() {
-    const std::int64_t row = std::int64_t{tile} * kTileRows;
-    const DecodeHalf& source = p.half[half];
-    const int at = warp * kPieceBytes + lane % 8 * 16;
-    from = source.codes + (row + lane / 8) * p.row_bytes + at;
-    left = p.used_bytes - at;
+    piece = warp;
+    from = kHalves == 2 && half == 1 ? codes_of[kHalves - 1] : codes_of[0];
+    left = tile < p.tiles ? p.used_bytes - warp * kPieceBytes - lane % 8 * 16 : 0;
     if constexpr (Of::kScales > 0) {
-      const std::int64_t first =
-          ((source.first_row + row + (Of::kTiles ? 0 : lane)) >> p.scale.row_shift) * p.scale.across;
-      scales = source.scales + first * Format::kScaleBytes + warp * Of::kScaleBytes;
-      scales_left = static_cast<int>(p.scale.across) * Format::kScaleBytes - warp * Of::kScaleBytes;
-      if constexpr (Format::kHasZeros) zeros = source.zeros + first;
+      scales = kHalves == 2 && half == 1 ? scales_of[kHalves - 1] : scales_of[0];
+      scales_left = tile < p.tiles && lane < Of::kScaleRows
+                        ? static_cast<int>(p.scale.across) * Format::kScaleBytes - warp * Of::kScaleBytes
+                        : 0;
+      if constexpr (Format::kHasZeros)
+        zeros = (kHalves == 2 && half == 1 ? p.half[1] : p.half[0]).zeros + first_scale(half);
     }
   }
   __device__ __forceinline__ void copy() const {
@@ -132,9 +161,7 @@ struct PieceReader {
         device::copy_16(ring.stage + to + static_cast<std::uint32_t>(i * 4 * kPieceBytes), source, policy);
       }
     }
-    if constexpr (Of::kScales > 0) {
-      if (lane < Of::kScaleRows) copy_scales(ring.stage + kTileRows * kPieceBytes);
-    }
+    if constexpr (Of::kScales > 0) copy_scales(ring.stage + kTileRows * kPieceBytes);
   }
   __device__ __forceinline__ void copy_scales(std::uint32_t to) const {
     constexpr int kEach = Of::kScaleBytes < 16 ? Of::kScaleBytes : 16;
@@ -144,6 +171,7 @@ struct PieceReader {
         device::copy_small<kEach>(to + static_cast<std::uint32_t>(lane * Of::kScaleBytes + i), scales + i);
     }
     if constexpr (Format::kHasZeros) {
+      if (scales_left <= 0) return;
       const int first = (static_cast<int>(p.scale.across) - scales_left / Format::kScaleBytes);
       device::copy_small<Of::kZeroBytes>(
           to + static_cast<std::uint32_t>(kTileRows * Of::kScaleBytes + lane * Of::kZeroBytes),
@@ -152,89 +180,87 @@ struct PieceReader {
   }
 };
 
-/// x into shared memory: normalized where that is wanted, in the decoders' order, with sums of its units; or
-/// as digits.
+/// A warp's columns of x into shared memory, which it alone reads: normalized where that is wanted, in the
+/// decoders' order, with sums of its units; or by a power of two, as digits or in f16.
 template <class Format, int kHalves>
 struct XStage {
   using Layout = typename Format::Layout;
   using Pack = device::Pack<bf16>;
-  static constexpr int kEach = kMostPacks;  // packs of a thread at once
+  static constexpr int kOfPiece = Piece<Format>::kUnits * Layout::kColumns / 8;
+  static constexpr int kStep = 32 * kDecodeWarps;  // packs from one of a lane's to its next
   const DecodeBlock<Format, kHalves>& block;
-  Pack weight[kNormPacks];
+  int warp, lane;
+  int first, count;  // a lane's packs: number first + i kStep of the row, i < count, unless they lie beyond
 
-  __device__ __forceinline__ explicit XStage(const DecodeBlock<Format, kHalves>& b) : block(b) {
-    if (block.p.norm != nullptr) load(weight, block.p.norm, 0);
+  __device__ __forceinline__ explicit XStage(const DecodeBlock<Format, kHalves>& b)
+      : block(b), warp(static_cast<int>(threadIdx.x) / 32), lane(static_cast<int>(threadIdx.x) % 32) {
+    first = (warp + kDecodeWarps * (lane / kOfPiece)) * kOfPiece + lane % kOfPiece;
+    count = (b.p.columns / 8 - warp * kOfPiece + kStep - 1) / kStep;
+    if (b.p.norm == nullptr) return;
+    for (int i = 0; i < count; ++i) {
+      if (inside(i)) device::prefetch(b.p.norm + 8 * (first + i * kStep));
+    }
   }
   __device__ void all() const {
     const DecodeParams& p = block.p;
-    constexpr int kStep = kEach * kDecodeThreads;
     for (int row = 0; row < p.m; ++row) {
-      for (int base = 0; 8 * base < p.columns; base += kStep) {
-        Pack x[kEach] = {};
-        load(x, p.x + row * p.x_stride, base);
-        if (p.norm != nullptr) normalize(x);
-        const float factor = Format::kInteger ? digits_factor(x, row) : 0.0f;
-#pragma unroll
-        for (int i = 0; i < kEach; ++i) {
-          const int pack = base + i * kDecodeThreads + static_cast<int>(threadIdx.x);
-          if (8 * (pack - static_cast<int>(threadIdx.x) % 32) >= p.columns) continue;
-          if constexpr (Format::kInteger) {
-            store_digits(x[i], row, pack, factor);
-          } else {
-            store(x[i], row, pack);
-          }
-        }
-      }
+      const bf16* from = p.x + row * p.x_stride;
+      int base = 0;
+      do {
+        Pack x[kMostPacks];
+        each<kMostPacks>(base, [&](int i) { x[i] = load(from, base + i); });
+        if (p.norm != nullptr) normalize(x, row);
+        const float factor = Format::kFactored ? factor_of(x, row) : 0.0f;
+        each<kMostPacks>(base, [&](int i) { put(x[i], row, base + i, factor); });
+        base += kMostPacks;
+      } while (base < count);
     }
+    __syncwarp();
   }
-  /// The same of rows as long as they like, as digits: each is read twice.
+  /// The same of rows as long as they like, by a factor: each is read twice.
   __device__ void all_long() const {
     for (int row = 0; row < block.p.m; ++row) {
       const bf16* from = block.p.x + row * block.p.x_stride;
-      const auto each_pack = [&](const auto& f) {
-        for (int pack = static_cast<int>(threadIdx.x); 8 * pack < block.p.columns; pack += kDecodeThreads)
-          f(pack, device::load_pack(from + 8 * pack));
-      };
       std::uint32_t most = 0;
-      each_pack([&](int, const Pack& x) { most = greatest(x, most); });
-      const float factor = digits_factor(most, row);
-      each_pack([&](int pack, const Pack& x) { store_digits(x, row, pack, factor); });
+      for (int i = 0; i < count; ++i) most = greatest(load(from, i), most);
+      const float factor = factor_of(most, row);
+      for (int i = 0; i < count; ++i) put(load(from, i), row, i, factor);
     }
+    __syncwarp();
   }
 
  private:
-  template <int kCount>
-  __device__ __forceinline__ void load(Pack (&to)[kCount], const bf16* from, int base) const {
+  __device__ __forceinline__ bool inside(int i) const { return 8 * (first + i * kStep) < block.p.columns; }
+  /// A lane's pack i; zeros beyond the row.
+  __device__ __forceinline__ Pack load(const bf16* from, int i) const {
+    return inside(i) ? device::load_pack(from + 8 * (first + i * kStep)) : Pack{};
+  }
+  /// f(i) for those of the kCount packs from `base` on that the warp has.
+  template <int kCount, class F>
+  __device__ __forceinline__ void each(int base, const F& f) const {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int pack = base + i * kDecodeThreads + static_cast<int>(threadIdx.x);
-      if (8 * pack < block.p.columns) to[i] = device::load_pack(from + 8 * pack);
+      if (base + i >= count) break;
+      f(i);
     }
   }
-  // Of the values of all warps, in one order.
-  template <class Op, class A>
-  __device__ __forceinline__ A of_block(A value) const {
-    A* values = block.template of<A>(block.at.norm);
-    value = device::warp_all<Op>(value);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) values[threadIdx.x / 32] = value;
-    __syncthreads();
-    A total = values[0];
-#pragma unroll
-    for (int w = 1; w < kDecodeWarps; ++w) total = Op()(total, values[w]);
-    return total;
-  }
-  __device__ __forceinline__ void normalize(Pack (&x)[kEach]) const {
+  __device__ __forceinline__ void normalize(Pack (&x)[kMostPacks], int row) const {
+    Pack weight[kNormPacks];
     float squares = 0;
-#pragma unroll
-    for (int i = 0; i < kNormPacks; ++i) {
+    each<kNormPacks>(0, [&](int i) {
+      weight[i] = load(block.p.norm, i);
 #pragma unroll
       for (int k = 0; k < 8; ++k) squares += x[i][k] * x[i][k];
-    }
-    const float mean = of_block<device::Sum>(squares) * (1.0f / static_cast<float>(block.p.columns));
-    const float inverse = rsqrtf(mean + block.p.eps);
+    });
+    squares = device::warp_all<device::Sum>(squares);
+    float* of_warps = block.template of<float>(block.at.norm) + row % 2 * kDecodeWarps;
+    if (lane == 0) of_warps[warp] = squares;
+    __syncthreads();
+    float total = of_warps[0];
 #pragma unroll
-    for (int i = 0; i < kNormPacks; ++i) {
+    for (int w = 1; w < kDecodeWarps; ++w) total += of_warps[w];
+    const float inverse = rsqrtf(total * (1.0f / static_cast<float>(block.p.columns)) + block.p.eps);
+    each<kNormPacks>(0, [&](int i) {
       float y[8];
 #pragma unroll
       for (int k = 0; k < 8; ++k) y[k] = x[i][k] * inverse;
@@ -242,61 +268,88 @@ struct XStage {
 #pragma unroll
       for (int k = 0; k < 8; ++k) y[k] = scaled[k] * weight[i][k];
       x[i] = Pack::of(y);
+    });
+  }
+  __device__ __forceinline__ void put(const Pack& x, int row, int i, float factor) const {
+    const int pack = first + i * kStep;
+    if constexpr (Format::kInteger) {
+      if (inside(i)) store_digits(x, row, pack, factor);
+    } else if constexpr (Format::kHalf) {
+      if (inside(i)) store(halves_of(x, factor), row, pack);
+    } else {
+      if constexpr (Format::kBiased) store_sum(x, row, pack);
+      if (inside(i)) store(device::in_order<Format::kOrder>(x.raw), row, pack);
     }
   }
-  __device__ __forceinline__ void store(const Pack& x, int row, int pack) const {
+  __device__ __forceinline__ void store(const uint4& eight, int row, int pack) const {
     constexpr int kOfUnit = Layout::kColumns / 8;
-    const int unit = pack / kOfUnit, eight = pack % kOfUnit;
-    const bool inside = 8 * pack < block.p.columns;
-    if (inside)
+    if (8 * pack < block.p.columns)
       *block.template of<uint4>(block.at.x + row * x_row_bytes(block.p.columns) +
-                                unit * 2 * Layout::kColumns + 16 * Layout::place(eight)) =
-          device::in_order<Format::kOrder>(x.raw);
-    if constexpr (Format::kBiased) {
-      float sum = ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+                                pack / kOfUnit * 2 * Layout::kColumns + 16 * Layout::place(pack % kOfUnit)) =
+          eight;
+  }
+  __device__ __forceinline__ void store_sum(const Pack& x, int row, int pack) const {
+    constexpr int kOfUnit = Layout::kColumns / 8;
+    float sum = ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
 #pragma unroll
-      for (int step = kOfUnit / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
-      if (inside && eight == 0) block.template of<float>(block.at.sums)[unit * 8 + row] = sum;
-    }
+    for (int step = kOfUnit / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
+    if (8 * pack < block.p.columns && pack % kOfUnit == 0)
+      block.template of<float>(block.at.sums)[pack / kOfUnit * 8 + row] = sum;
   }
 
   // Bits of the greatest magnitude, `most` among them; NaN is above all.
   static __device__ __forceinline__ std::uint32_t greatest(const Pack& x, std::uint32_t most) {
-    const std::uint32_t words[4] = {x.raw.x, x.raw.y, x.raw.z, x.raw.w};
 #pragma unroll
-    for (int w = 0; w < 4; ++w) most = max(most, max(words[w] & 0x7FFF0000u, words[w] << 16 & 0x7FFF0000u));
+    for (int w = 0; w < 4; ++w) most = max(most, max(x.word(w) & 0x7FFF0000u, x.word(w) << 16 & 0x7FFF0000u));
     return most;
   }
-  __device__ __forceinline__ float digits_factor(const Pack (&x)[kEach], int row) const {
+  __device__ __forceinline__ float factor_of(const Pack (&x)[kMostPacks], int row) const {
     std::uint32_t most = 0;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) most = greatest(x[i], most);
-    return digits_factor(most, row);
+    each<kMostPacks>(0, [&](int i) { most = greatest(x[i], most); });
+    return factor_of(most, row);
   }
-  // By which x, a thread's greatest being `most`, becomes whole numbers below 2^22; what undoes it is kept
-  // for the row's results.
-  __device__ __forceinline__ float digits_factor(std::uint32_t most, int row) const {
-    most = of_block<device::Max>(most);
+  // The power of two by which the warp's x, a lane's greatest being `most`, comes below 2^(kTop + 1); what
+  // undoes it is kept for the row's results.
+  __device__ __forceinline__ float factor_of(std::uint32_t most, int row) const {
+    constexpr int kTop = Format::kInteger ? 21 : 14;
+    most = __reduce_max_sync(0xFFFFFFFFu, most);
     const int exponent = max(static_cast<int>(most >> 23), 48);  // biased; smaller rows keep fewer digits
-    const float factor = __uint_as_float(static_cast<std::uint32_t>(2 * 127 + 21 - exponent) << 23);
-    const float inverse = __uint_as_float(static_cast<std::uint32_t>(exponent - 21) << 23);
+    const float factor = __uint_as_float(static_cast<std::uint32_t>(2 * 127 + kTop - exponent) << 23);
+    const float inverse = __uint_as_float(static_cast<std::uint32_t>(exponent - kTop) << 23);
     const bool finite = most < 0x7F800000u;
-    if (threadIdx.x == 0)
-      block.template of<float>(block.at.sums)[row] = finite ? inverse : __uint_as_float(0x7FC00000u);
+    if (lane == 0)
+      block.template of<float>(block.at.sums)[row * kDecodeWarps + warp] =
+          finite ? inverse : __uint_as_float(0x7FC00000u);
     return finite ? factor : 0.0f;
+  }
+  // Eight columns in f16: exact, but for what is below 2^-38 of the greatest.
+  static __device__ __forceinline__ uint4 halves_of(const Pack& x, float factor) {
+    std::uint32_t to[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const __half2 pair = __floats2half2_rn(x[2 * i] * factor, x[2 * i + 1] * factor);
+      to[i] = *reinterpret_cast<const std::uint32_t*>(&pair);
+    }
+    return make_uint4(to[0], to[1], to[2], to[3]);
   }
   // Eight columns as bytes of kDigits planes: x = sum of 256^d digit_d, digits from -128 to 127.
   __device__ __forceinline__ void store_digits(const Pack& x, int row, int pack, float factor) const {
-    if (8 * pack >= block.p.columns) return;
     std::uint32_t bytes[8];
 #pragma unroll
-    for (int k = 0; k < 8; ++k) bytes[k] = digits_of(__float2int_rn(x[k] * factor));
+    for (int k = 0; k < 8; ++k) bytes[k] = unsigned_digits_of(fmaf(x[k], factor, kWholeAbove));
     const int place = Layout::byte_place(pack);
     const int pitch = x_row_bytes(block.p.columns / 2);
 #pragma unroll
-    for (int d = 0; d < kDigits; ++d)
+    for (int d = 0; d < kDigits; ++d) {
+      const std::uint32_t sign = d + 1 < kDigits ? 0x80808080u : 0u;
       *block.template of<uint2>(block.at.x + (row * kDigits + d) * pitch + place) =
-          make_uint2(plane_of(bytes, 0, d), plane_of(bytes, 4, d));
+          make_uint2(plane_of(bytes, 0, d) ^ sign, plane_of(bytes, 4, d) ^ sign);
+    }
+  }
+  // digits_of() the whole number that kWholeAbove was added to, but for the signs of all but the last.
+  static constexpr float kWholeAbove = 12582912;  // 1.5 2^23: bits count ones
+  static __device__ __forceinline__ std::uint32_t unsigned_digits_of(float sum) {
+    return __float_as_uint(sum) - 0x4B400000u + 0x8080u;
   }
   // Byte d of four columns, from the decoder's number `first` on.
   static __device__ __forceinline__ std::uint32_t plane_of(const std::uint32_t (&bytes)[8], int first,

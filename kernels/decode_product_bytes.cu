@@ -5,7 +5,7 @@ namespace ridge::kernels::cuda {
 
 template bool launch_decode_product<device::DenseCodes>(cudaStream_t, const DecodeParams&);
 template bool launch_decode_product<device::Int8Bytes>(cudaStream_t, const DecodeParams&);
-template bool launch_decode_product<device::ByteCodes<true, true>>(cudaStream_t, const DecodeParams&);
-template bool launch_decode_product<device::ByteCodes<true, false>>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::Fp8Halves<true>>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::Fp8Halves<false>>(cudaStream_t, const DecodeParams&);
 
 }  // namespace ridge::kernels::cuda

@@ -17,8 +17,9 @@ inline constexpr int kDecodeThreads = 32 * kDecodeWarps;
 inline constexpr int kPieceBytes = 128;              // of a row, which a warp reads at once
 inline constexpr int kBlocks = 2;                    // of a multiprocessor
 inline constexpr unsigned kSlots = 2;                // of tiles' partial sums
-inline constexpr int kMostStages = 6;                // of a warp's ring: 6, 4 or 3
+inline constexpr int kMostStages = 6;                // of a warp's ring: 6 to 3
 inline constexpr int kMostPacks = 8;                 // of eight columns, that a thread stages at once
+inline constexpr int kNoXBytes = 512;                // zeros: x where there is no row
 inline constexpr int kNormPacks = 4;                 // the same, of rows that are normalized
 inline constexpr int kOfPacks = 8 * kDecodeThreads;  // columns of a pack of each thread
 inline constexpr int kMostShared = 227 * 1024;       // bytes of a block; each costs 1 KiB more
@@ -77,7 +78,7 @@ struct DecodeParams {
 
 /// Where a block has what in its shared memory, bytes.
 struct DecodeShared {
-  int barriers, map, norm, partials, x, sums, ring_below, ring, bytes;
+  int barriers, map, norm, no_x, partials, x, sums, ring_below, ring, bytes;
   int stages, ring_bytes;  // of a warp's ring
   int rings_below;         // warps whose ring lies below the table
 
@@ -85,7 +86,7 @@ struct DecodeShared {
   static DecodeShared of(const DecodeParams& p) {
     DecodeShared s{};
     for (const int blocks : {kBlocks, 1}) {
-      for (const int stages : {kMostStages, 4, 3}) {
+      for (const int stages : {kMostStages, 5, 4, 3}) {
         s.stages = stages;
         s.place<Format, kHalves>(p);
         if (s.bytes <= shared_of(blocks)) return s;
@@ -113,11 +114,12 @@ struct DecodeShared {
     if (Format::kTable) places.limit = device::kBeforePairTable, places.above = 2 * device::kPairTableBytes;
     barriers = places.take(16 * static_cast<int>(kSlots));
     map = places.take(Format::kNested ? kHalves * 1024 : 0);
-    norm = places.take(4 * kDecodeWarps);
+    norm = places.take(4 * 2 * kDecodeWarps);
+    no_x = places.take(kNoXBytes);
     partials = places.take(4 * static_cast<int>(kSlots) * kHalves * kDecodeWarps * kTileRows * p.m);
     x = places.take(Format::kInteger ? p.m * kDigits * x_row_bytes(p.columns / 2)
                                      : p.m * x_row_bytes(p.columns));
-    sums = places.take(Format::kBiased ? 4 * 8 * p.columns / Format::Layout::kColumns : 4 * 8);
+    sums = places.take(Format::kBiased ? 4 * 8 * p.columns / Format::Layout::kColumns : 4 * 8 * kDecodeWarps);
     ring_bytes = stages * Piece<Format>::kStageBytes;
     rings_below = std::clamp((places.limit - places.below) / ring_bytes, 0, kDecodeWarps);
     ring_below = places.take(rings_below * ring_bytes);
@@ -126,16 +128,16 @@ struct DecodeShared {
   }
 };
 
-inline constexpr int kMostLong = 2;  // rows whose digits are of more columns than threads hold at once
+inline constexpr int kMostLong = 2;  // rows with a factor, of more columns than threads hold at once
 template <class Format>
-bool long_digits(const DecodeParams& p) {
-  return Format::kInteger && p.columns > kMostPacks * kOfPacks;
+bool long_rows(const DecodeParams& p) {
+  return Format::kFactored && p.columns > kMostPacks * kOfPacks;
 }
 
 /// Whether a kernel takes x, and a block's memory holds it.
 template <class Format>
 bool fits_decode_product(const DecodeParams& p) {
-  if (long_digits<Format>(p) && (p.m > kMostLong || p.end == ProductEnd::swiglu)) return false;
+  if (long_rows<Format>(p) && (p.m > kMostLong || p.end == ProductEnd::swiglu)) return false;
   if (p.end == ProductEnd::swiglu) return DecodeShared::of<Format, 2>(p).bytes != 0;
   return DecodeShared::of<Format, 1>(p).bytes != 0;
 }

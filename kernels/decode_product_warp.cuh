@@ -39,13 +39,20 @@ struct WarpCodes {
   using Of = Piece<Format>;
   const DecodeBlock<Format, kHalves>& block;
   int warp, q, g;
+  int place[Of::kUnits];  // of a lane's codes in a stage, by units
   NestedScales nested;
 
   __device__ __forceinline__ explicit WarpCodes(const DecodeBlock<Format, kHalves>& b)
       : block(b),
         warp(static_cast<int>(threadIdx.x) / 32),
         q(static_cast<int>(threadIdx.x) % 4),
-        g(static_cast<int>(threadIdx.x) % 32 / 4) {}
+        g(static_cast<int>(threadIdx.x) % 32 / 4) {
+#pragma unroll
+    for (int u = 0; u < Of::kUnits; ++u) {
+      const int byte = u * Layout::kBytes + q * 4 * Layout::kWords;
+      place[u] = g * kPieceBytes + 16 * chunk_place<Layout::kWords>(g, byte / 16) + byte % 16;
+    }
+  }
 
   /// Codes of rows g and g + 8, by units.
   struct Codes {
@@ -55,11 +62,8 @@ struct WarpCodes {
 #pragma unroll
     for (int u = 0; u < Of::kUnits; ++u) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = g + 8 * h, byte = u * Layout::kBytes + q * 4 * Layout::kWords;
-        const int place = 16 * chunk_place<Layout::kWords>(row, byte / 16) + byte % 16;
-        load_words(to.run[u][h], stage + static_cast<std::uint32_t>(row * kPieceBytes + place));
-      }
+      for (int h = 0; h < 2; ++h)
+        load_words(to.run[u][h], stage + static_cast<std::uint32_t>(place[u] + 8 * h * kPieceBytes));
     }
   }
   template <int kWords>
@@ -73,13 +77,6 @@ struct WarpCodes {
     } else {
       to[0] = device::load_shared(from);
     }
-  }
-  /// Of x, for the lanes whose row there is: what others hold reaches no result.
-  template <int kWords>
-  static __device__ __forceinline__ void load_x(std::uint32_t (&to)[kWords], std::uint32_t from, bool there) {
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) to[w] = 0;
-    if (there) load_words(to, from);
   }
   static __device__ __forceinline__ std::uint32_t load_byte(std::uint32_t from) {
     std::uint32_t byte;
@@ -119,20 +116,20 @@ struct WarpCodes {
   }
 };
 
-/// What a warp has of a tile, where codes become bf16.
+/// What a warp has of a tile, where codes become bf16 or f16.
 template <class Format, int kHalves>
 struct DecodeWarp : WarpCodes<Format, kHalves> {
   using Base = WarpCodes<Format, kHalves>;
-  using Base::block, Base::warp, Base::q, Base::g, Base::load_byte, Base::load_x;
+  using Base::block, Base::warp, Base::q, Base::g, Base::load_byte, Base::load_words;
   using typename Base::Codes, typename Base::Layout, typename Base::Of;
-  std::uint32_t x_row, sums, column;
-  bool there;  // x's row g
-  float total[4] = {};
-  std::uint32_t nan[2] = {};
+  static constexpr int kChains = 2;  // of sums
+  std::uint32_t x_row, x_unit, sums, column;
+  float total[kChains][4] = {};  // the second: of rows with one scale
 
   __device__ __forceinline__ explicit DecodeWarp(const DecodeBlock<Format, kHalves>& b) : Base(b) {
-    there = g < b.p.m;
-    x_row = b.address(b.at.x + (there ? g : 0) * x_row_bytes(b.p.columns) + 16 * q);
+    const bool there = g < b.p.m;  // else zeros
+    x_row = b.address((there ? b.at.x + g * x_row_bytes(b.p.columns) : b.at.no_x) + 16 * q);
+    x_unit = there ? 2 * Layout::kColumns : 0;
     sums = b.address(b.at.sums + 8 * q);
     column = Format::kTable ? device::pair_table(b.base) + 4 * (threadIdx.x % 32) : 0;
   }
@@ -144,12 +141,16 @@ struct DecodeWarp : WarpCodes<Format, kHalves> {
   }
   /// This warp's sums of a tile, [M, 16].
   __device__ __forceinline__ void leave(float* partial) {
-    poison();
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int row = g + e / 2 * 8, column = 2 * q + e % 2;
-      if (column < block.p.m) partial[(warp * block.p.m + column) * kTileRows + row] = total[e];
-      total[e] = 0;
+      float sum = total[0][e] + total[1][e];
+      if (column < block.p.m) {
+        if constexpr (Format::kFactored)
+          sum *= Format::kFactor * block.template of<float>(block.at.sums)[column * kDecodeWarps + warp];
+        partial[(warp * block.p.m + column) * kTileRows + row] = sum;
+      }
+      total[0][e] = total[1][e] = 0;
     }
   }
 
@@ -157,30 +158,30 @@ struct DecodeWarp : WarpCodes<Format, kHalves> {
   __device__ __forceinline__ void multiply(const std::uint32_t (&run)[2][Layout::kWords], int piece, int u,
                                            std::uint32_t scales) {
     const int unit = piece * Of::kUnits + u;
-    float sum[2][4] = {};  // two chains of sums
+    if constexpr (Format::kScaledAtEnd) {
+      multiply(run, unit, total[0], total[1]);
+    } else if constexpr (Of::kUnits > 2) {  // units are chains enough
+      float sum[4] = {};
+      multiply(run, unit, sum, sum);
+      add(sum, unit, u, scales);
+    } else {
+      float sum[2][4] = {};
+      multiply(run, unit, sum[0], sum[1]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[0][i] += sum[1][i];
+      add(sum[0], unit, u, scales);
+    }
+  }
+  __device__ __forceinline__ void multiply(const std::uint32_t (&run)[2][Layout::kWords], int unit,
+                                           float (&even)[4], float (&odd)[4]) const {
+    const std::uint32_t x = x_row + static_cast<std::uint32_t>(unit) * x_unit;
 #pragma unroll
     for (int e = 0; e < Layout::kEights; ++e) {
       const Eight low = Format::decode(run[0], e, column), high = Format::decode(run[1], e, column);
-      const int at = unit * 2 * Layout::kColumns + 16 * Layout::place_of(0, e);
       std::uint32_t b[4];
-      load_x(b, x_row + static_cast<std::uint32_t>(at), there);
-      device::mma_16816(sum[0], low, high, 0, b[0], b[1]);
-      device::mma_16816(sum[1], low, high, 2, b[2], b[3]);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum[0][i] += sum[1][i];
-    if constexpr (Format::kHasNan) {
-#pragma unroll
-      for (int w = 0; w < Layout::kWords; ++w) {
-        nan[0] |= nan_e4m3(run[0][w]);
-        nan[1] |= nan_e4m3(run[1][w]);
-      }
-    }
-    if constexpr (Format::kScaledAtEnd) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) total[i] += sum[0][i];
-    } else {
-      add(sum[0], unit, u, scales);
+      load_words(b, x + static_cast<std::uint32_t>(16 * Layout::place_of(0, e)));
+      device::mma_16816<Format::kHalf>(even, low, high, 0, b[0], b[1]);
+      device::mma_16816<Format::kHalf>(odd, low, high, 2, b[2], b[3]);
     }
   }
   // total += scale (sum - bias times the unit's sum of x)
@@ -201,20 +202,7 @@ struct DecodeWarp : WarpCodes<Format, kHalves> {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const float value = Format::kBiased ? fmaf(-bias, of_x[c], sum[2 * h + c]) : sum[2 * h + c];
-        total[2 * h + c] = fmaf(scale, value, total[2 * h + c]);
-      }
-    }
-  }
-  // A NaN among a row's codes makes all of its sums NaN.
-  __device__ __forceinline__ void poison() {
-    if constexpr (Format::kHasNan) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        std::uint32_t any = nan[h] & kNanBits;
-        any |= __shfl_xor_sync(0xFFFFFFFFu, any, 1);
-        any |= __shfl_xor_sync(0xFFFFFFFFu, any, 2);
-        if (any != 0) total[2 * h] = total[2 * h + 1] = __uint_as_float(0x7FC00000u);
-        nan[h] = 0;
+        total[0][2 * h + c] = fmaf(scale, value, total[0][2 * h + c]);
       }
     }
   }
@@ -225,10 +213,9 @@ struct DecodeWarp : WarpCodes<Format, kHalves> {
 template <class Format, int kHalves, int kNT>
 struct IntegerWarp : WarpCodes<Format, kHalves> {
   using Base = WarpCodes<Format, kHalves>;
-  using Base::block, Base::warp, Base::q, Base::g, Base::load_x;
+  using Base::block, Base::warp, Base::q, Base::g, Base::load_words;
   using typename Base::Codes, typename Base::Layout, typename Base::Of;
-  std::uint32_t x_row[kNT];
-  bool there[kNT];
+  std::uint32_t x_row[kNT], x_unit[kNT];
   float total[kNT][4] = {};
   int whole[kNT][4] = {};  // rows with one scale
 
@@ -236,9 +223,10 @@ struct IntegerWarp : WarpCodes<Format, kHalves> {
 #pragma unroll
     for (int n = 0; n < kNT; ++n) {
       const int m = 2 * n + g / 4;
-      there[n] = g % 4 < kDigits && m < b.p.m;
-      const int plane = there[n] ? m * kDigits + g % 4 : 0;
-      x_row[n] = b.address(b.at.x + plane * x_row_bytes(b.p.columns / 2) + Layout::byte_place_of(q, 0));
+      const bool there = g % 4 < kDigits && m < b.p.m;  // else zeros
+      const int plane = b.at.x + (m * kDigits + g % 4) * x_row_bytes(b.p.columns / 2);
+      x_row[n] = b.address((there ? plane : b.at.no_x) + Layout::byte_place_of(q, 0));
+      x_unit[n] = there ? Layout::kColumns : 0;
     }
   }
   __device__ __forceinline__ void multiply(const Codes& codes, int piece, std::uint32_t stage) {
@@ -265,8 +253,8 @@ struct IntegerWarp : WarpCodes<Format, kHalves> {
 #pragma unroll
     for (int n = 0; n < kNT; ++n) {
       const int m = 2 * n + q / 2;  // lanes with an even q have digits 0 and 1, their neighbours 2
-      const bool writes = q % 2 == 0 && m < block.p.m;
-      const float factor = writes ? Format::kFactor * block.template of<float>(block.at.sums)[m] : 0.0f;
+      const float factor = Format::kFactor * block.template of<float>(block.at.sums)[m * kDecodeWarps + warp];
+      float sum[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float part[2];
@@ -278,9 +266,10 @@ struct IntegerWarp : WarpCodes<Format, kHalves> {
           whole[n][e] = 0;
         }
         const float high = __shfl_xor_sync(0xFFFFFFFFu, part[0], 1);
-        const float sum = fmaf(65536.0f, high, fmaf(256.0f, part[1], part[0]));
-        if (writes) partial[(warp * block.p.m + m) * kTileRows + g + 8 * h] = factor * sum;
+        sum[h] = factor * fmaf(65536.0f, high, fmaf(256.0f, part[1], part[0]));
       }
+      float* to = partial + (warp * block.p.m + m) * kTileRows + g;
+      if (q % 2 == 0 && m < block.p.m) to[0] = sum[0], to[8] = sum[1];
     }
   }
 
@@ -291,14 +280,14 @@ struct IntegerWarp : WarpCodes<Format, kHalves> {
     std::uint32_t x[kNT][kSteps][2];
 #pragma unroll
     for (int n = 0; n < kNT; ++n) {
-      const std::uint32_t from = x_row[n] + static_cast<std::uint32_t>(unit * Layout::kColumns);
+      const std::uint32_t from = x_row[n] + static_cast<std::uint32_t>(unit) * x_unit[n];
       if constexpr (kSteps == 1) {
-        load_x(x[n][0], from, there[n]);
+        load_words(x[n][0], from);
       } else {
 #pragma unroll
         for (int s = 0; s < kSteps; s += 2) {
           std::uint32_t four[4];
-          load_x(four, from + static_cast<std::uint32_t>(Layout::byte_place_of(0, s)), there[n]);
+          load_words(four, from + static_cast<std::uint32_t>(Layout::byte_place_of(0, s)));
           x[n][s][0] = four[0], x[n][s][1] = four[1], x[n][s + 1][0] = four[2], x[n][s + 1][1] = four[3];
         }
       }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
 
@@ -22,6 +23,13 @@ struct PairOps {
                                                          std::uint32_t set) {
     std::uint32_t out;
     asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(out) : "r"(word), "r"(mask), "r"(set));
+    return out;
+  }
+  /// (word & mask) ^ flip, likewise.
+  static __device__ __forceinline__ std::uint32_t exclude(std::uint32_t word, std::uint32_t mask,
+                                                          std::uint32_t flip) {
+    std::uint32_t out;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=r"(out) : "r"(word), "r"(mask), "r"(flip));
     return out;
   }
   static __device__ __forceinline__ std::uint32_t subtract(std::uint32_t a, std::uint32_t b) {
@@ -49,7 +57,8 @@ struct Int4Codes {
   static constexpr PairOrder kOrder = PairOrder::word;
   static constexpr int kTogether = 1, kAhead = kWords == 4 ? 4 : (kZeros ? 6 : 8);
   static constexpr bool kBiased = true, kHasZeros = kZeros, kNarrow = kBf16, kTable = false, kNested = false,
-                        kHasNan = false, kScaledAtEnd = false, kDense = false, kInteger = false;
+                        kHasNan = false, kScaledAtEnd = false, kDense = false, kInteger = false,
+                        kHalf = false, kFactored = false;
   static constexpr int kScaleBytes = kBf16 ? 2 : 4;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[kWords], int e, std::uint32_t) {
     return int4_eight<PairOps>(run[e]);
@@ -62,7 +71,8 @@ struct ByteCodes {
   static constexpr PairOrder kOrder = PairOrder::bytes;
   static constexpr int kTogether = 1, kAhead = 4;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = false, kNested = false,
-                        kHasNan = kFloat, kScaledAtEnd = kAtEnd, kDense = false, kInteger = false;
+                        kHasNan = kFloat, kScaledAtEnd = kAtEnd, kDense = false, kInteger = false,
+                        kHalf = false, kFactored = false;
   static constexpr int kScaleBytes = 4;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[4], int e, std::uint32_t) {
     Eight out;
@@ -91,11 +101,13 @@ struct Int4Bytes {
   using Layout = UnitLayout<4, kWords>;
   static constexpr float kFactor = 1.0f / 16;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = kBf16, kTable = false, kNested = false,
-                        kHasNan = false, kScaledAtEnd = false, kDense = false, kInteger = true;
+                        kHasNan = false, kScaledAtEnd = false, kDense = false, kInteger = true, kHalf = false,
+                        kFactored = true;
   static constexpr int kScaleBytes = kBf16 ? 2 : 4;
   static constexpr int column_of_byte(int i) { return int4_column_of_byte(i); }
   static __device__ __forceinline__ CodeBytes bytes(const std::uint32_t (&run)[kWords], int s) {
-    return {{int4_high_halves(run[s] << 4), int4_high_halves(run[s])}};
+    return {{PairOps::exclude(run[s] << 4, 0xF0F0F0F0u, 0x80808080u),
+             PairOps::exclude(run[s], 0xF0F0F0F0u, 0x80808080u)}};
   }
 };
 
@@ -103,11 +115,38 @@ struct Int8Bytes {
   using Layout = UnitLayout<8, 4>;
   static constexpr float kFactor = 1;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = false, kNested = false,
-                        kHasNan = false, kScaledAtEnd = true, kDense = false, kInteger = true;
+                        kHasNan = false, kScaledAtEnd = true, kDense = false, kInteger = true, kHalf = false,
+                        kFactored = true;
   static constexpr int kScaleBytes = 4;
   static constexpr int column_of_byte(int i) { return i; }
   static __device__ __forceinline__ CodeBytes bytes(const std::uint32_t (&run)[4], int s) {
     return {{run[2 * s], run[2 * s + 1]}};
+  }
+};
+
+/// fp8 (e4m3) as pairs of f16, by one instruction each (PTX ISA: cvt); NaN stays NaN.
+template <bool kAtEnd>
+struct Fp8Halves {
+  using Layout = UnitLayout<8, 4>;
+  static constexpr float kFactor = 1;
+  static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = false, kNested = false,
+                        kHasNan = false, kScaledAtEnd = kAtEnd, kDense = false, kInteger = false,
+                        kHalf = true, kFactored = true;
+  static constexpr int kScaleBytes = 4;
+  static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[4], int e, std::uint32_t) {
+    Eight out;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      asm("{\n"
+          ".reg .b16 low, high;\n"
+          "mov.b32 {low, high}, %2;\n"
+          "cvt.rn.f16x2.e4m3x2 %0, low;\n"
+          "cvt.rn.f16x2.e4m3x2 %1, high;\n"
+          "}\n"
+          : "=r"(out.pair[2 * i]), "=r"(out.pair[2 * i + 1])
+          : "r"(run[2 * e + i]));
+    }
+    return out;
   }
 };
 
@@ -117,7 +156,8 @@ struct DenseCodes {
   static constexpr PairOrder kOrder = PairOrder::plain;
   static constexpr int kTogether = 1, kAhead = 4;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = false, kNested = false,
-                        kHasNan = false, kScaledAtEnd = true, kDense = true, kInteger = false;
+                        kHasNan = false, kScaledAtEnd = true, kDense = true, kInteger = false, kHalf = false,
+                        kFactored = false;
   static constexpr int kScaleBytes = 0;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[4], int, std::uint32_t) {
     return {{run[0], run[1], run[2], run[3]}};
@@ -153,7 +193,8 @@ struct FlatCodes {
   static constexpr PairOrder kOrder = PairOrder::plain;
   static constexpr int kTogether = kUnitsTogether, kAhead = kTogether == 2 ? 4 : 6;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = true, kNested = kDouble,
-                        kHasNan = false, kScaledAtEnd = false, kDense = false, kInteger = false;
+                        kHasNan = false, kScaledAtEnd = false, kDense = false, kInteger = false,
+                        kHalf = false, kFactored = false;
   static constexpr int kScaleBytes = kDouble ? 1 : 4;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[2], int e, std::uint32_t column) {
     const std::uint32_t word = run[e];

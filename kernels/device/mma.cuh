@@ -7,15 +7,24 @@
 
 namespace ridge::kernels::device {
 
-/// sum += w x' of 16 columns: `low` and `high` are eights of rows g and g + 8, of which pairs `pair` and
-/// `pair` + 1 count (PTX ISA: mma.m16n8k16).
+/// sum += w x' of 16 columns, in bf16 or f16: `low` and `high` are eights of rows g and g + 8, of which pairs
+/// `pair` and `pair` + 1 count (PTX ISA: mma.m16n8k16).
+template <bool kHalf = false>
 __device__ __forceinline__ void mma_16816(float (&sum)[4], const Eight& low, const Eight& high, int pair,
                                           std::uint32_t b0, std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(low.pair[pair]), "r"(high.pair[pair]), "r"(low.pair[pair + 1]), "r"(high.pair[pair + 1]), "r"(b0),
-        "r"(b1));
+  if constexpr (kHalf) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(low.pair[pair]), "r"(high.pair[pair]), "r"(low.pair[pair + 1]), "r"(high.pair[pair + 1]),
+          "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(low.pair[pair]), "r"(high.pair[pair]), "r"(low.pair[pair + 1]), "r"(high.pair[pair + 1]),
+          "r"(b0), "r"(b1));
+  }
 }
 
 /// sum += w x' of 32 columns in signed bytes: `low` and `high` are codes of rows g and g + 8 (PTX ISA:

@@ -1,6 +1,7 @@
 // Moves, conversions, and addresses of one space as those of another.
 #include <cmath>
 
+#include "kernels/formats/codes.h"
 #include "tests/emulated_gpu/floats.h"
 #include "tests/emulated_gpu/ops.h"
 
@@ -90,7 +91,18 @@ void widen(Warp& w, const Instruction& i, Mask mask) {
   each(mask, [&](int l) { w.set<float>(i.to[0], l, kFrom(w.get<std::uint16_t>(i.from[0], l))); });
 }
 
+// Two of e4m3 to f16; the first in the lower half.
+void widen_e4m3_pair(Warp& w, const Instruction& i, Mask mask) {
+  each(mask, [&](int l) {
+    const std::uint32_t codes = w.get<std::uint16_t>(i.from[0], l);
+    const std::uint32_t low = to_f16(kernels::fp8_value(codes & 0xFFu)),
+                        high = to_f16(kernels::fp8_value(codes >> 8));
+    w.set<std::uint32_t>(i.to[0], l, high << 16 | low);
+  });
+}
+
 Handler conversion(const Opcode& op, const std::string& to, const std::string& from) {
+  if (to == "f16x2" && from == "e4m3x2") return widen_e4m3_pair;
   if (op.has("sat")) return to == "f32" && from == "f32" ? saturate : nullptr;
   if (op.has("rz") || op.has("rm") || op.has("rp") || op.has("relu")) return nullptr;
   if (from == "f32") {
