@@ -159,15 +159,19 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   device::let_next_begin();
   const DecodeBlock<Format, kHalves> block(p, at, memory);
   PieceReader<Format, kHalves> reader(block, static_cast<int>(threadIdx.x) / 32);
-  for (int s = 1; s < at.stages; ++s) reader.read();
+  const int early = min(at.stages - 1, kEarlyPieces);
+  for (int s = 0; s < early; ++s) reader.read();
   block.begin();
   const XStage<Format, kHalves> x(block);
   __syncthreads();
   device::wait_for_previous();
   if constexpr (kLong) {
+    for (int s = early; s + 1 < at.stages; ++s) reader.read();
     x.all_long();
   } else {
-    x.all();
+    x.all([&] {
+      for (int s = early; s + 1 < at.stages; ++s) reader.read();
+    });
   }
   multiply_tiles<Format, kHalves, kNT>(block, reader);
 }

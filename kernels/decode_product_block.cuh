@@ -40,7 +40,6 @@ struct DecodeBlock {
   }
   __device__ __forceinline__ std::uint32_t empty(unsigned slot) const { return full(slot) + 8; }
   __device__ __forceinline__ void begin() const {
-    if (threadIdx.x < kNoXBytes / 4) of<std::uint32_t>(at.no_x)[threadIdx.x] = 0;
     if (threadIdx.x < kSlots) {
       device::begin_barrier(full(threadIdx.x), kDecodeWarps);
       device::begin_barrier(empty(threadIdx.x), 1);
@@ -76,10 +75,11 @@ struct PieceReader {
   Ring<Format> ring;
   int tile, half = 0, warp, lane;
   std::uint32_t place;  // in a stage, of this lane's first chunk
-  int piece = 0;        // of the row, the next
-  int left = 0;         // bytes of the row from where the lane reads on
-  int scales_left = 0;
-  const std::uint8_t* from;  // chunk lane % 8 of row lane / 8 of the next piece
+  static constexpr int kScaleCopies = Of::kScaleBytes <= 16 ? 1 : Of::kScaleBytes / 16;
+  int piece = 0;                              // of the row, the next
+  int most_piece, most_scales[kScaleCopies];  // there are a lane's copies of pieces below
+  int end, scales_end[kScaleCopies];          // of this tile's
+  const std::uint8_t* from;                   // chunk lane % 8 of row lane / 8 of the next piece
   const std::uint8_t* scales = nullptr;
   const std::uint8_t* zeros = nullptr;
   const std::uint8_t *codes_of[kHalves], *scales_of[kHalves];  // of the tile's first piece
@@ -95,6 +95,14 @@ struct PieceReader {
     place = static_cast<std::uint32_t>(row * kPieceBytes +
                                        16 * chunk_place<Format::Layout::kWords>(row, lane % 8));
     const std::int64_t first = std::int64_t{tile} * kTileRows;
+    most_piece = (p.used_bytes - lane % 8 * 16 + kPieceBytes - 1) / kPieceBytes;
+#pragma unroll
+    for (int i = 0; i < kScaleCopies; ++i) {
+      const int bytes = static_cast<int>(p.scale.across) * Format::kScaleBytes - 16 * i;
+      most_scales[i] = Of::kScales > 0 && lane < Of::kScaleRows
+                           ? (bytes + Of::kScaleBytes - 1) / std::max(1, Of::kScaleBytes)
+                           : 0;
+    }
 #pragma unroll
     for (int h = 0; h < kHalves; ++h) {
       codes_of[h] = p.half[h].codes + (first + row) * p.row_bytes + warp * kPieceBytes + lane % 8 * 16;
@@ -108,11 +116,7 @@ struct PieceReader {
     device::end_copies();
     ring.next();
     from += kStep;
-    left -= kStep;
-    if constexpr (Of::kScales > 0) {
-      scales += kDecodeWarps * Of::kScaleBytes;
-      scales_left -= kDecodeWarps * Of::kScaleBytes;
-    }
+    if constexpr (Of::kScales > 0) scales += kDecodeWarps * Of::kScaleBytes;
     piece += kDecodeWarps;
     if (piece < p.pieces) return;
     if (++half == kHalves) next_tile();
@@ -141,18 +145,17 @@ struct PieceReader {
   __device__ __forceinline__ void enter() {
     piece = warp;
     from = kHalves == 2 && half == 1 ? codes_of[kHalves - 1] : codes_of[0];
-    left = tile < p.tiles ? p.used_bytes - warp * kPieceBytes - lane % 8 * 16 : 0;
+    end = tile < p.tiles ? most_piece : 0;
     if constexpr (Of::kScales > 0) {
       scales = kHalves == 2 && half == 1 ? scales_of[kHalves - 1] : scales_of[0];
-      scales_left = tile < p.tiles && lane < Of::kScaleRows
-                        ? static_cast<int>(p.scale.across) * Format::kScaleBytes - warp * Of::kScaleBytes
-                        : 0;
+#pragma unroll
+      for (int i = 0; i < kScaleCopies; ++i) scales_end[i] = tile < p.tiles ? most_scales[i] : 0;
       if constexpr (Format::kHasZeros)
         zeros = (kHalves == 2 && half == 1 ? p.half[1] : p.half[0]).zeros + first_scale(half);
     }
   }
   __device__ __forceinline__ void copy() const {
-    if (left > 0) {
+    if (piece < end) {
       const std::int64_t step = 4 * p.row_bytes;
       const std::uint8_t* source = from;
 #pragma unroll
@@ -166,16 +169,16 @@ struct PieceReader {
   __device__ __forceinline__ void copy_scales(std::uint32_t to) const {
     constexpr int kEach = Of::kScaleBytes < 16 ? Of::kScaleBytes : 16;
 #pragma unroll
-    for (int i = 0; i < Of::kScaleBytes; i += kEach) {
-      if (i < scales_left)
-        device::copy_small<kEach>(to + static_cast<std::uint32_t>(lane * Of::kScaleBytes + i), scales + i);
+    for (int i = 0; i < kScaleCopies; ++i) {
+      if (piece < scales_end[i])
+        device::copy_small<kEach>(to + static_cast<std::uint32_t>(lane * Of::kScaleBytes + 16 * i),
+                                  scales + 16 * i);
     }
     if constexpr (Format::kHasZeros) {
-      if (scales_left <= 0) return;
-      const int first = (static_cast<int>(p.scale.across) - scales_left / Format::kScaleBytes);
-      device::copy_small<Of::kZeroBytes>(
-          to + static_cast<std::uint32_t>(kTileRows * Of::kScaleBytes + lane * Of::kZeroBytes),
-          zeros + first / Of::kZeroBytes * Of::kZeroBytes);
+      if (piece < scales_end[0])
+        device::copy_small<Of::kZeroBytes>(
+            to + static_cast<std::uint32_t>(kTileRows * Of::kScaleBytes + lane * Of::kZeroBytes),
+            zeros + piece * Of::kScales / Of::kZeroBytes * Of::kZeroBytes);
     }
   }
 };
@@ -191,25 +194,32 @@ struct XStage {
   const DecodeBlock<Format, kHalves>& block;
   int warp, lane;
   int first, count;  // a lane's packs: number first + i kStep of the row, i < count, unless they lie beyond
+  float of_column;   // a column's part of a mean
 
   __device__ __forceinline__ explicit XStage(const DecodeBlock<Format, kHalves>& b)
       : block(b), warp(static_cast<int>(threadIdx.x) / 32), lane(static_cast<int>(threadIdx.x) % 32) {
     first = (warp + kDecodeWarps * (lane / kOfPiece)) * kOfPiece + lane % kOfPiece;
     count = (b.p.columns / 8 - warp * kOfPiece + kStep - 1) / kStep;
+    of_column = 1.0f / static_cast<float>(b.p.columns);
     if (b.p.norm == nullptr) return;
     for (int i = 0; i < count; ++i) {
       if (inside(i)) device::prefetch(b.p.norm + 8 * (first + i * kStep));
     }
   }
-  __device__ void all() const {
+  /// Calls meanwhile() once, when the first of x are on their way.
+  template <class F>
+  __device__ void all(const F& meanwhile) const {
     const DecodeParams& p = block.p;
     for (int row = 0; row < p.m; ++row) {
       const bf16* from = p.x + row * p.x_stride;
       int base = 0;
       do {
         Pack x[kMostPacks];
+        Pack weight[kNormPacks];
         each<kMostPacks>(base, [&](int i) { x[i] = load(from, base + i); });
-        if (p.norm != nullptr) normalize(x, row);
+        if (p.norm != nullptr) each<kNormPacks>(0, [&](int i) { weight[i] = load(p.norm, i); });
+        if (row == 0 && base == 0) meanwhile();
+        if (p.norm != nullptr) normalize(x, weight, row);
         const float factor = Format::kFactored ? factor_of(x, row) : 0.0f;
         each<kMostPacks>(base, [&](int i) { put(x[i], row, base + i, factor); });
         base += kMostPacks;
@@ -244,11 +254,10 @@ struct XStage {
       f(i);
     }
   }
-  __device__ __forceinline__ void normalize(Pack (&x)[kMostPacks], int row) const {
-    Pack weight[kNormPacks];
+  __device__ __forceinline__ void normalize(Pack (&x)[kMostPacks], const Pack (&weight)[kNormPacks],
+                                            int row) const {
     float squares = 0;
     each<kNormPacks>(0, [&](int i) {
-      weight[i] = load(block.p.norm, i);
 #pragma unroll
       for (int k = 0; k < 8; ++k) squares += x[i][k] * x[i][k];
     });
@@ -259,7 +268,7 @@ struct XStage {
     float total = of_warps[0];
 #pragma unroll
     for (int w = 1; w < kDecodeWarps; ++w) total += of_warps[w];
-    const float inverse = rsqrtf(total * (1.0f / static_cast<float>(block.p.columns)) + block.p.eps);
+    const float inverse = rsqrtf(total * of_column + block.p.eps);
     each<kNormPacks>(0, [&](int i) {
       float y[8];
 #pragma unroll

@@ -18,8 +18,8 @@ inline constexpr int kPieceBytes = 128;              // of a row, which a warp r
 inline constexpr int kBlocks = 2;                    // of a multiprocessor
 inline constexpr unsigned kSlots = 2;                // of tiles' partial sums
 inline constexpr int kMostStages = 6;                // of a warp's ring: 6 to 3
+inline constexpr int kEarlyPieces = 5;               // of a warp, asked for before x
 inline constexpr int kMostPacks = 8;                 // of eight columns, that a thread stages at once
-inline constexpr int kNoXBytes = 512;                // zeros: x where there is no row
 inline constexpr int kNormPacks = 4;                 // the same, of rows that are normalized
 inline constexpr int kOfPacks = 8 * kDecodeThreads;  // columns of a pack of each thread
 inline constexpr int kMostShared = 227 * 1024;       // bytes of a block; each costs 1 KiB more
@@ -78,7 +78,7 @@ struct DecodeParams {
 
 /// Where a block has what in its shared memory, bytes.
 struct DecodeShared {
-  int barriers, map, norm, no_x, partials, x, sums, ring_below, ring, bytes;
+  int barriers, map, norm, partials, x, sums, ring_below, ring, bytes;
   int stages, ring_bytes;  // of a warp's ring
   int rings_below;         // warps whose ring lies below the table
 
@@ -115,7 +115,6 @@ struct DecodeShared {
     barriers = places.take(16 * static_cast<int>(kSlots));
     map = places.take(Format::kNested ? kHalves * 1024 : 0);
     norm = places.take(4 * 2 * kDecodeWarps);
-    no_x = places.take(kNoXBytes);
     partials = places.take(4 * static_cast<int>(kSlots) * kHalves * kDecodeWarps * kTileRows * p.m);
     x = places.take(Format::kInteger ? p.m * kDigits * x_row_bytes(p.columns / 2)
                                      : p.m * x_row_bytes(p.columns));

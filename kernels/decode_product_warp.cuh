@@ -78,27 +78,74 @@ struct WarpCodes {
       to[0] = device::load_shared(from);
     }
   }
+  /// Of x, in lanes whose row there is: others keep the zeros that they have.
+  static __device__ __forceinline__ void load_x(std::uint32_t (&to)[4], std::uint32_t from, bool there) {
+    asm volatile(
+        "{\n"
+        ".reg .pred there;\n"
+        "setp.ne.u32 there, %5, 0;\n"
+        "@there ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+        "}\n"
+        : "+r"(to[0]), "+r"(to[1]), "+r"(to[2]), "+r"(to[3])
+        : "r"(from), "r"(static_cast<std::uint32_t>(there)));
+  }
+  static __device__ __forceinline__ void load_x(std::uint32_t (&to)[2], std::uint32_t from, bool there) {
+    asm volatile(
+        "{\n"
+        ".reg .pred there;\n"
+        "setp.ne.u32 there, %3, 0;\n"
+        "@there ld.shared.v2.u32 {%0, %1}, [%2];\n"
+        "}\n"
+        : "+r"(to[0]), "+r"(to[1])
+        : "r"(from), "r"(static_cast<std::uint32_t>(there)));
+  }
   static __device__ __forceinline__ std::uint32_t load_byte(std::uint32_t from) {
     std::uint32_t byte;
     asm volatile("ld.shared.u8 %0, [%1];" : "=r"(byte) : "r"(from));
     return byte;
   }
-  /// Of unit `u` of a piece whose scales are at `scales`, number `unit` of the row, in row g + 8 h.
-  __device__ __forceinline__ float scale_of(std::uint32_t scales, int u, int unit, int h) const {
-    const int row = Of::kTiles ? 0 : g + 8 * h;
-    const auto at = static_cast<std::uint32_t>(Of::kTiles ? 0 : u);
-    const std::uint32_t from = scales + static_cast<std::uint32_t>(row * Of::kScaleBytes);
-    if constexpr (Format::kNested) {  // two roundings, as elsewhere
-      const std::uint32_t map = block.address(block.at.map) + nested.map + 4 * load_byte(from + at);
-      const float part = __uint_as_float(device::load_shared(map));
-      return __fadd_rn(__fmul_rn(part, nested.of(h, unit)), nested.offset);
-    } else if constexpr (Format::kNarrow) {
-      std::uint16_t bits;
-      asm volatile("ld.shared.u16 %0, [%1];" : "=h"(bits) : "r"(from + 2 * at));
-      return __uint_as_float(static_cast<std::uint32_t>(bits) << 16);
-    } else {
-      return __uint_as_float(device::load_shared(from + 4 * at));
+  /// Scales of a piece, which are at `scales`, in rows g and g + 8, by units.
+  struct Scales {
+    float of[Of::kUnits][2];
+  };
+  __device__ __forceinline__ void load_scales(Scales& to, std::uint32_t scales, int piece) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = Of::kTiles ? 0 : g + 8 * h;
+      const std::uint32_t from = scales + static_cast<std::uint32_t>(row * Of::kScaleBytes);
+      if constexpr (Format::kNested) {
+        nested_scales(to, h, from, piece);
+      } else if constexpr (Of::kTiles) {
+#pragma unroll
+        for (int u = 0; u < Of::kUnits; ++u) to.of[u][h] = __uint_as_float(device::load_shared(from));
+      } else {
+        constexpr int kWords = Of::kScaleBytes / 4, kEach = kWords < 4 ? kWords : 4;
+#pragma unroll
+        for (int w = 0; w < kWords; w += kEach) {
+          std::uint32_t words[kEach];
+          load_words(words, from + static_cast<std::uint32_t>(4 * w));
+#pragma unroll
+          for (int i = 0; i < kEach; ++i) {
+            if constexpr (Format::kNarrow) {
+              to.of[2 * (w + i)][h] = __uint_as_float(words[i] << 16);
+              to.of[2 * (w + i) + 1][h] = __uint_as_float(words[i] & 0xFFFF0000u);
+            } else {
+              to.of[w + i][h] = __uint_as_float(words[i]);
+            }
+          }
+        }
+      }
     }
+  }
+  // Each lane of a row finds one unit's, by two roundings, as elsewhere.
+  __device__ __forceinline__ void nested_scales(Scales& to, int h, std::uint32_t from, int piece) const {
+    static_assert(Of::kUnits == 4);
+    const std::uint32_t map = block.address(block.at.map) + nested.map;
+    const float part =
+        __uint_as_float(device::load_shared(map + 4 * load_byte(from + static_cast<std::uint32_t>(q))));
+    const float scale = __fadd_rn(__fmul_rn(part, nested.of(h, 4 * piece + q)), nested.offset);
+#pragma unroll
+    for (int u = 0; u < 4; ++u) to.of[u][h] = __shfl_sync(0xFFFFFFFFu, scale, u, 4);
   }
   /// Calls f(u) for the units of a piece that there are.
   template <class F>
@@ -120,24 +167,27 @@ struct WarpCodes {
 template <class Format, int kHalves>
 struct DecodeWarp : WarpCodes<Format, kHalves> {
   using Base = WarpCodes<Format, kHalves>;
-  using Base::block, Base::warp, Base::q, Base::g, Base::load_byte, Base::load_words;
-  using typename Base::Codes, typename Base::Layout, typename Base::Of;
-  static constexpr int kChains = 2;  // of sums
-  std::uint32_t x_row, x_unit, sums, column;
-  float total[kChains][4] = {};  // the second: of rows with one scale
+  using Base::block, Base::warp, Base::q, Base::g, Base::load_byte, Base::load_x;
+  using typename Base::Codes, typename Base::Layout, typename Base::Of, typename Base::Scales;
+  static constexpr int kInFlight = 4;  // eights of x
+  std::uint32_t x_row, sums, column;
+  bool there;  // x's row g
+  std::uint32_t x[kInFlight][4] = {};
+  float total[2][4] = {};  // two chains; the second: of rows with one scale
 
   __device__ __forceinline__ explicit DecodeWarp(const DecodeBlock<Format, kHalves>& b) : Base(b) {
-    const bool there = g < b.p.m;  // else zeros
-    x_row = b.address((there ? b.at.x + g * x_row_bytes(b.p.columns) : b.at.no_x) + 16 * q);
-    x_unit = there ? 2 * Layout::kColumns : 0;
+    there = g < b.p.m;
+    x_row = b.address(b.at.x + (there ? g : 0) * x_row_bytes(b.p.columns) + 16 * q);
     sums = b.address(b.at.sums + 8 * q);
     column = Format::kTable ? device::pair_table(b.base) + 4 * (threadIdx.x % 32) : 0;
   }
 
   /// The piece that lies in `stage`.
   __device__ __forceinline__ void multiply(const Codes& codes, int piece, std::uint32_t stage) {
-    const std::uint32_t scales = stage + kTileRows * kPieceBytes;
-    this->each_unit(piece, [&](int u) { multiply(codes.run[u], piece, u, scales); });
+    const std::uint32_t at = stage + kTileRows * kPieceBytes;
+    Scales scales;
+    if constexpr (!Format::kScaledAtEnd) this->load_scales(scales, at, piece);
+    this->each_unit(piece, [&](int u) { multiply(codes.run[u], piece, u, scales.of[u], at); });
   }
   /// This warp's sums of a tile, [M, 16].
   __device__ __forceinline__ void leave(float* partial) {
@@ -156,36 +206,37 @@ struct DecodeWarp : WarpCodes<Format, kHalves> {
 
  private:
   __device__ __forceinline__ void multiply(const std::uint32_t (&run)[2][Layout::kWords], int piece, int u,
-                                           std::uint32_t scales) {
+                                           const float (&scale)[2], std::uint32_t at) {
     const int unit = piece * Of::kUnits + u;
     if constexpr (Format::kScaledAtEnd) {
-      multiply(run, unit, total[0], total[1]);
+      multiply(run, unit, u, total[0], total[1]);
     } else if constexpr (Of::kUnits > 2) {  // units are chains enough
       float sum[4] = {};
-      multiply(run, unit, sum, sum);
-      add(sum, unit, u, scales);
+      multiply(run, unit, u, sum, sum);
+      add(sum, unit, scale, at);
     } else {
       float sum[2][4] = {};
-      multiply(run, unit, sum[0], sum[1]);
+      multiply(run, unit, u, sum[0], sum[1]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[0][i] += sum[1][i];
-      add(sum[0], unit, u, scales);
+      add(sum[0], unit, scale, at);
     }
   }
-  __device__ __forceinline__ void multiply(const std::uint32_t (&run)[2][Layout::kWords], int unit,
-                                           float (&even)[4], float (&odd)[4]) const {
-    const std::uint32_t x = x_row + static_cast<std::uint32_t>(unit) * x_unit;
+  __device__ __forceinline__ void multiply(const std::uint32_t (&run)[2][Layout::kWords], int unit, int u,
+                                           float (&even)[4], float (&odd)[4]) {
+    const std::uint32_t from = x_row + static_cast<std::uint32_t>(unit * 2 * Layout::kColumns);
 #pragma unroll
     for (int e = 0; e < Layout::kEights; ++e) {
       const Eight low = Format::decode(run[0], e, column), high = Format::decode(run[1], e, column);
-      std::uint32_t b[4];
-      load_words(b, x + static_cast<std::uint32_t>(16 * Layout::place_of(0, e)));
+      std::uint32_t(&b)[4] = x[(u * Layout::kEights + e) % kInFlight];
+      load_x(b, from + static_cast<std::uint32_t>(16 * Layout::place_of(0, e)), there);
       device::mma_16816<Format::kHalf>(even, low, high, 0, b[0], b[1]);
       device::mma_16816<Format::kHalf>(odd, low, high, 2, b[2], b[3]);
     }
   }
   // total += scale (sum - bias times the unit's sum of x)
-  __device__ __forceinline__ void add(const float (&sum)[4], int unit, int u, std::uint32_t scales) {
+  __device__ __forceinline__ void add(const float (&sum)[4], int unit, const float (&scale)[2],
+                                      std::uint32_t scales) {
     float of_x[2] = {};
     if constexpr (Format::kBiased)
       asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
@@ -193,7 +244,6 @@ struct DecodeWarp : WarpCodes<Format, kHalves> {
                    : "r"(sums + static_cast<std::uint32_t>(32 * unit)));
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float scale = this->scale_of(scales, u, unit, h);
       float bias = kInt4Bias + 8;
       if constexpr (Format::kHasZeros) {
         const int at = kTileRows * Of::kScaleBytes + (g + 8 * h) * Of::kZeroBytes + unit % Of::kZeroBytes;
@@ -202,7 +252,7 @@ struct DecodeWarp : WarpCodes<Format, kHalves> {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const float value = Format::kBiased ? fmaf(-bias, of_x[c], sum[2 * h + c]) : sum[2 * h + c];
-        total[0][2 * h + c] = fmaf(scale, value, total[0][2 * h + c]);
+        total[0][2 * h + c] = fmaf(scale[h], value, total[0][2 * h + c]);
       }
     }
   }
@@ -213,37 +263,42 @@ struct DecodeWarp : WarpCodes<Format, kHalves> {
 template <class Format, int kHalves, int kNT>
 struct IntegerWarp : WarpCodes<Format, kHalves> {
   using Base = WarpCodes<Format, kHalves>;
-  using Base::block, Base::warp, Base::q, Base::g, Base::load_words;
-  using typename Base::Codes, typename Base::Layout, typename Base::Of;
-  std::uint32_t x_row[kNT], x_unit[kNT];
-  float total[kNT][4] = {};
-  int whole[kNT][4] = {};  // rows with one scale
+  using Base::block, Base::warp, Base::q, Base::g, Base::load_x;
+  using typename Base::Codes, typename Base::Layout, typename Base::Of, typename Base::Scales;
+  static constexpr int kSteps = Layout::kRun / 8;  // of 32 columns, of a unit
+  static constexpr int kTogether = kSteps < 2 ? 1 : 2;
+  static constexpr int kInFlight = kNT > 1 ? 2 : 4;  // steps' x, of kTogether
+  std::uint32_t x_row[kNT];
+  bool there[kNT];
+  std::uint32_t x[kNT][kInFlight][2 * kTogether] = {};
+  float total[kNT][2] = {};  // of rows g and g + 8: digits 0 and 1, or in lanes with an odd q digit 2
+  int whole[kNT][4] = {};    // rows with one scale
 
   __device__ __forceinline__ explicit IntegerWarp(const DecodeBlock<Format, kHalves>& b) : Base(b) {
 #pragma unroll
     for (int n = 0; n < kNT; ++n) {
       const int m = 2 * n + g / 4;
-      const bool there = g % 4 < kDigits && m < b.p.m;  // else zeros
-      const int plane = b.at.x + (m * kDigits + g % 4) * x_row_bytes(b.p.columns / 2);
-      x_row[n] = b.address((there ? plane : b.at.no_x) + Layout::byte_place_of(q, 0));
-      x_unit[n] = there ? Layout::kColumns : 0;
+      there[n] = g % 4 < kDigits && m < b.p.m;
+      const int plane = there[n] ? m * kDigits + g % 4 : 0;
+      x_row[n] = b.address(b.at.x + plane * x_row_bytes(b.p.columns / 2) + Layout::byte_place_of(q, 0));
     }
   }
   __device__ __forceinline__ void multiply(const Codes& codes, int piece, std::uint32_t stage) {
-    const std::uint32_t scales = stage + kTileRows * kPieceBytes;
+    Scales scales;
+    if constexpr (!Format::kScaledAtEnd) this->load_scales(scales, stage + kTileRows * kPieceBytes, piece);
     this->each_unit(piece, [&](int u) {
       const int unit = piece * Of::kUnits + u;
       if constexpr (Format::kScaledAtEnd) {
-        multiply(codes.run[u], unit, whole);
+        multiply(codes.run[u], unit, u, whole);
       } else {
         int sum[kNT][4] = {};
-        multiply(codes.run[u], unit, sum);
-        const float scale[2] = {this->scale_of(scales, u, unit, 0), this->scale_of(scales, u, unit, 1)};
+        multiply(codes.run[u], unit, u, sum);
 #pragma unroll
         for (int n = 0; n < kNT; ++n) {
 #pragma unroll
-          for (int e = 0; e < 4; ++e)
-            total[n][e] = fmaf(scale[e / 2], static_cast<float>(sum[n][e]), total[n][e]);
+          for (int h = 0; h < 2; ++h)  // below 2^30
+            total[n][h] = fmaf(scales.of[u][h], static_cast<float>(sum[n][2 * h] + 256 * sum[n][2 * h + 1]),
+                               total[n][h]);
         }
       }
     });
@@ -257,16 +312,14 @@ struct IntegerWarp : WarpCodes<Format, kHalves> {
       float sum[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float part[2];
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const int e = 2 * h + c;
-          part[c] = Format::kScaledAtEnd ? static_cast<float>(whole[n][e]) : total[n][e];
-          total[n][e] = 0;
-          whole[n][e] = 0;
+        if constexpr (Format::kScaledAtEnd) {
+          int(&of)[4] = whole[n];
+          total[n][h] = fmaf(256.0f, static_cast<float>(of[2 * h + 1]), static_cast<float>(of[2 * h]));
+          of[2 * h] = of[2 * h + 1] = 0;
         }
-        const float high = __shfl_xor_sync(0xFFFFFFFFu, part[0], 1);
-        sum[h] = factor * fmaf(65536.0f, high, fmaf(256.0f, part[1], part[0]));
+        const float high = __shfl_xor_sync(0xFFFFFFFFu, total[n][h], 1);
+        sum[h] = factor * fmaf(65536.0f, high, total[n][h]);
+        total[n][h] = 0;
       }
       float* to = partial + (warp * block.p.m + m) * kTileRows + g;
       if (q % 2 == 0 && m < block.p.m) to[0] = sum[0], to[8] = sum[1];
@@ -274,29 +327,23 @@ struct IntegerWarp : WarpCodes<Format, kHalves> {
   }
 
  private:
-  __device__ __forceinline__ void multiply(const std::uint32_t (&run)[2][Layout::kWords], int unit,
-                                           int (&sum)[kNT][4]) const {
-    constexpr int kSteps = Layout::kRun / 8;  // of 32 columns
-    std::uint32_t x[kNT][kSteps][2];
+  __device__ __forceinline__ void multiply(const std::uint32_t (&run)[2][Layout::kWords], int unit, int u,
+                                           int (&sum)[kNT][4]) {
 #pragma unroll
-    for (int n = 0; n < kNT; ++n) {
-      const std::uint32_t from = x_row[n] + static_cast<std::uint32_t>(unit) * x_unit[n];
-      if constexpr (kSteps == 1) {
-        load_words(x[n][0], from);
-      } else {
+    for (int s = 0; s < kSteps; s += kTogether) {
+      const int in_flight = (u * kSteps + s) / kTogether % kInFlight;
 #pragma unroll
-        for (int s = 0; s < kSteps; s += 2) {
-          std::uint32_t four[4];
-          load_words(four, from + static_cast<std::uint32_t>(Layout::byte_place_of(0, s)));
-          x[n][s][0] = four[0], x[n][s][1] = four[1], x[n][s + 1][0] = four[2], x[n][s + 1][1] = four[3];
-        }
+      for (int n = 0; n < kNT; ++n)
+        load_x(x[n][in_flight],
+               x_row[n] + static_cast<std::uint32_t>(unit * Layout::kColumns + Layout::byte_place_of(0, s)),
+               there[n]);
+#pragma unroll
+      for (int t = 0; t < kTogether; ++t) {
+        const auto low = Format::bytes(run[0], s + t), high = Format::bytes(run[1], s + t);
+#pragma unroll
+        for (int n = 0; n < kNT; ++n)
+          device::mma_16832(sum[n], low, high, x[n][in_flight][2 * t], x[n][in_flight][2 * t + 1]);
       }
-    }
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const auto low = Format::bytes(run[0], s), high = Format::bytes(run[1], s);
-#pragma unroll
-      for (int n = 0; n < kNT; ++n) device::mma_16832(sum[n], low, high, x[n][s][0], x[n][s][1]);
     }
   }
 };
