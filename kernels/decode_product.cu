@@ -122,7 +122,9 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   p.units = p.columns / Format::Layout::kColumns;
   p.used_bytes = p.units * Format::Layout::kBytes;
   p.pieces = static_cast<int>(device::ceil_div(p.used_bytes, kPieceBytes));
-  p.tiles = p.outputs / kTileRows;
+  p.rows = p.gated() ? kTileRows / 2 : kTileRows;
+  p.tiles = p.outputs / p.rows;
+  p.second = p.gated() ? p.half[1].codes - p.half[0].codes : kTileRows / 2 * p.row_bytes;
   p.norm = steps.norm_K.data;
   p.eps = static_cast<float>(steps.eps);
   return p;

@@ -18,15 +18,15 @@
 namespace ridge::kernels::cuda {
 
 /// How the parts of a tile become its results: the warp that comes last adds them up.
-template <class Format, int kHalves>
+template <class Format>
 struct TileEnd {
-  const DecodeBlock<Format, kHalves>& block;
+  const DecodeBlock<Format>& block;
   int lane;
   int tile = 0;
-  float row_scale = 1;  // lane l's: of half l / 16, row l % 16
+  float row_scale = 1;  // lane l's: of row l % 16
   float before = 0;     // lane l's: what the tile's result l is added to
 
-  __device__ __forceinline__ explicit TileEnd(const DecodeBlock<Format, kHalves>& b)
+  __device__ __forceinline__ explicit TileEnd(const DecodeBlock<Format>& b)
       : block(b), lane(static_cast<int>(threadIdx.x) % 32) {}
 
   /// Reads what the end will need.
@@ -34,11 +34,9 @@ struct TileEnd {
     const DecodeParams& p = block.p;
     tile = t;
     if constexpr (Format::kScaledAtEnd && !Format::kDense) {
-      if (lane < kHalves * kTileRows) {
-        const DecodeHalf& half = p.half[lane / kTileRows];
-        const std::int64_t row = half.first_row + std::int64_t{tile} * kTileRows + lane % kTileRows;
-        row_scale = __ldg(reinterpret_cast<const float*>(half.scales) + row);
-      }
+      const DecodeHalf& half = p.half[p.gated() && lane % kTileRows >= kTileRows / 2 ? 1 : 0];
+      const std::int64_t row = half.first_row + std::int64_t{tile} * p.rows + lane % kTileRows % p.rows;
+      row_scale = __ldg(reinterpret_cast<const float*>(half.scales) + row);
     }
     if (p.end == ProductEnd::add && lane < kTileRows * p.m) before = device::load(*result(lane));
   }
@@ -63,14 +61,15 @@ struct TileEnd {
   __device__ __forceinline__ std::uint32_t parity(unsigned turn) const {
     return static_cast<std::uint32_t>(turn / kSlots) & 1u;
   }
+  /// Number i of the tile's results: a row of x after the other.
   __device__ __forceinline__ bf16* result(int i) const {
-    return block.p.y + i / kTileRows * block.p.y_stride + tile * kTileRows + i % kTileRows;
+    const DecodeParams& p = block.p;
+    return p.y + i / p.rows * p.y_stride + tile * p.rows + i % p.rows;
   }
-  __device__ __forceinline__ float sum(const float* partial, int half, int i, float scale) const {
+  __device__ __forceinline__ float sum(const float* partial, int m, int row, float scale) const {
     float part[kDecodeWarps];
 #pragma unroll
-    for (int w = 0; w < kDecodeWarps; ++w)
-      part[w] = partial[(half * kDecodeWarps + w) * block.p.m * kTileRows + i];
+    for (int w = 0; w < kDecodeWarps; ++w) part[w] = partial[(w * block.p.m + m) * kTileRows + row];
     return scale *
            (((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7])));
   }
@@ -82,18 +81,18 @@ struct TileEnd {
   }
   __device__ __forceinline__ void write(const float* partial) const {
     const DecodeParams& p = block.p;
-    for (int base = 0; base < kTileRows * p.m; base += 32) {
-      const int i = base + lane, row = i % kTileRows;
+    for (int base = 0; base < p.rows * p.m; base += 32) {
+      const int i = base + lane, row = i % p.rows, m = min(i / p.rows, p.m - 1);
       const float scale = __shfl_sync(0xFFFFFFFFu, row_scale, row);
-      const float up_scale = kHalves == 2 ? __shfl_sync(0xFFFFFFFFu, row_scale, kTileRows + row) : 1.0f;
-      if (i >= kTileRows * p.m) continue;
-      bf16* to = result(i);
-      const std::int64_t output = std::int64_t{tile} * kTileRows + row;
-      float value = with_bias(sum(partial, 0, i, scale), 0, output);
-      if constexpr (kHalves == 2) {
-        const float up = with_bias(sum(partial, 1, i, up_scale), 1, output);
+      const float up_scale = __shfl_sync(0xFFFFFFFFu, row_scale, kTileRows / 2 + row);
+      if (i >= p.rows * p.m) continue;
+      const std::int64_t output = std::int64_t{tile} * p.rows + row;
+      float value = with_bias(sum(partial, m, row, scale), 0, output);
+      if (p.gated()) {
+        const float up = with_bias(sum(partial, m, kTileRows / 2 + row, up_scale), 1, output);
         value = device::load(device::round_to<bf16>(device::silu_of<bf16>(value))) * up;
       }
+      bf16* to = result(i);
       if (p.end == ProductEnd::add) value += base == 0 ? before : device::load(*to);
       *to = device::round_to<bf16>(value);
     }
@@ -108,79 +107,77 @@ __device__ __forceinline__ void await_stage(int stages) {
   device::await_copies<1>();
 }
 
-template <class Format, int kHalves, int kNT>
-using AnyWarp =
-    std::conditional_t<Format::kInteger, IntegerWarp<Format, kHalves, kNT>, DecodeWarp<Format, kHalves>>;
+template <class Format, int kNT>
+using AnyWarp = std::conditional_t<Format::kInteger, IntegerWarp<Format, kNT>, DecodeWarp<Format>>;
 
-template <class Format, int kHalves, int kNT>
-__device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format, kHalves>& block,
-                                               PieceReader<Format, kHalves>& reader) {
+template <class Format, int kNT>
+__device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
+                                               PieceReader<Format>& reader) {
   const DecodeParams& p = block.p;
-  AnyWarp<Format, kHalves, kNT> warp(block);
-  TileEnd<Format, kHalves> end(block);
+  AnyWarp<Format, kNT> warp(block);
+  TileEnd<Format> end(block);
   Ring<Format> ring(block.ring(warp.warp), block.at.ring_bytes);
   unsigned turn = 0;
-  if constexpr (Format::kNested) warp.nested.load(p, 0, std::int64_t{blockIdx.x} * kTileRows, warp.g, true);
+  if constexpr (Format::kNested) warp.nested.load(p, static_cast<int>(blockIdx.x), warp.g, true);
   for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles; tile += static_cast<int>(gridDim.x), ++turn) {
-    constexpr int kFloats = kDecodeWarps * kTileRows;
-    float* partial = block.template of<float>(block.at.partials) + turn % kSlots * kHalves * kFloats * p.m;
+    float* partial =
+        block.template of<float>(block.at.partials) + turn % kSlots * kDecodeWarps * kTileRows * p.m;
     end.enter(tile);
-    for (int half = 0; half < kHalves; ++half) {
-      NestedScales next;
-      if constexpr (Format::kNested) {
-        const bool last = half + 1 == kHalves;
-        const int to = last ? tile + static_cast<int>(gridDim.x) : tile;
-        next.load(p, last ? 0 : half + 1, std::int64_t{to} * kTileRows, warp.g, to < p.tiles);
-      }
-      int piece = warp.warp;
-      do {  // once at least: the reader counts alike
-        await_stage(block.at.stages);
-        __syncwarp();
-        typename WarpCodes<Format, kHalves>::Codes codes;
-        warp.load(codes, ring.stage);
-        reader.read();
-        warp.multiply(codes, piece, ring.stage);
-        ring.next();
-        piece += kDecodeWarps;
-      } while (piece < p.pieces);
-      if (half == 0) end.await_place(turn);
-      warp.leave(partial + half * kFloats * p.m);
-      if constexpr (Format::kNested) warp.nested = next;
+    NestedScales next;
+    if constexpr (Format::kNested) {
+      const int to = tile + static_cast<int>(gridDim.x);
+      next.load(p, to, warp.g, to < p.tiles);
     }
+    int piece = warp.warp;
+    do {  // once at least: the reader counts alike
+      await_stage(block.at.stages);
+      __syncwarp();
+      typename WarpCodes<Format>::Codes codes;
+      warp.load(codes, ring.stage);
+      reader.read();
+      warp.multiply(codes, piece, ring.stage);
+      ring.next();
+      piece += kDecodeWarps;
+    } while (piece < p.pieces);
+    end.await_place(turn);
+    warp.leave(partial);
+    if constexpr (Format::kNested) warp.nested = next;
     end.arrive(partial, turn);
   }
 }
 
 // kLong: where long_rows() says so.
-template <class Format, int kHalves, int kNT, bool kLong>
+template <class Format, int kNT, bool kLong>
 __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
     decode_product_kernel(const __grid_constant__ DecodeParams p, const __grid_constant__ DecodeShared at) {
   extern __shared__ __align__(128) char memory[];
   device::let_next_begin();
-  const DecodeBlock<Format, kHalves> block(p, at, memory);
-  PieceReader<Format, kHalves> reader(block, static_cast<int>(threadIdx.x) / 32);
-  const int early = min(at.stages - 1, kEarlyPieces);
+  const DecodeBlock<Format> block(p, at, memory);
+  PieceReader<Format> reader(block, static_cast<int>(threadIdx.x) / 32);
+  // The rest of the ring follows x, which would wait behind it.
+  const int early = min(at.stages - 1, Piece<Format>::kEarly);
+  const auto fill = [&] {
+    for (int s = early; s + 1 < at.stages; ++s) reader.read();
+  };
   for (int s = 0; s < early; ++s) reader.read();
   block.begin();
-  const XStage<Format, kHalves> x(block);
+  const XStage<Format> x(block);
   __syncthreads();
   device::wait_for_previous();
   if constexpr (kLong) {
-    for (int s = early; s + 1 < at.stages; ++s) reader.read();
+    fill();
     x.all_long();
   } else {
-    x.all([&] {
-      for (int s = early; s + 1 < at.stages; ++s) reader.read();
-    });
+    x.all(fill);
   }
-  multiply_tiles<Format, kHalves, kNT>(block, reader);
+  multiply_tiles<Format, kNT>(block, reader);
 }
 
-template <class Format, int kHalves, int kNT, bool kLong = false>
+template <class Format, int kNT, bool kLong = false>
 bool launch_kernel(cudaStream_t stream, const DecodeParams& params) {
-  const DecodeShared at = DecodeShared::of<Format, kHalves>(params);
+  const DecodeShared at = DecodeShared::of<Format>(params);
   if (at.bytes == 0) return false;
-  const auto kernel = decode_product_kernel<Format, kHalves, kNT, kLong>;
+  const auto kernel = decode_product_kernel<Format, kNT, kLong>;
   static const cudaError_t kAllowed = device::allow_shared_memory(kernel, kMostShared);
   check_cuda(kAllowed);
   const int most = (at.bytes <= shared_of(kBlocks) ? kBlocks : 1) * ridge::cuda::multiprocessors();
@@ -190,25 +187,16 @@ bool launch_kernel(cudaStream_t stream, const DecodeParams& params) {
   return true;
 }
 
-template <class Format, int kHalves>
-bool launch_halves(cudaStream_t stream, const DecodeParams& params) {
-  if constexpr (Format::kFactored) {
-    if (long_rows<Format>(params)) {
-      if constexpr (kHalves == 1) return launch_kernel<Format, 1, 1, true>(stream, params);
-      return false;
-    }
-  }
-  if constexpr (Format::kInteger) {
-    if (params.m > 4) return launch_kernel<Format, kHalves, 4>(stream, params);
-    if (params.m > 2) return launch_kernel<Format, kHalves, 2>(stream, params);
-  }
-  return launch_kernel<Format, kHalves, 1>(stream, params);
-}
-
 template <class Format>
 bool launch_decode_product(cudaStream_t stream, const DecodeParams& params) {
-  if (params.end == ProductEnd::swiglu) return launch_halves<Format, 2>(stream, params);
-  return launch_halves<Format, 1>(stream, params);
+  if constexpr (Format::kFactored) {
+    if (long_rows<Format>(params)) return launch_kernel<Format, 1, true>(stream, params);
+  }
+  if constexpr (Format::kInteger) {
+    if (params.m > 4) return launch_kernel<Format, 4>(stream, params);
+    if (params.m > 2) return launch_kernel<Format, 2>(stream, params);
+  }
+  return launch_kernel<Format, 1>(stream, params);
 }
 
 }  // namespace ridge::kernels::cuda

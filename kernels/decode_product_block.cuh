@@ -11,7 +11,7 @@
 namespace ridge::kernels::cuda {
 
 /// A block's shared memory.
-template <class Format, int kHalves>
+template <class Format>
 struct DecodeBlock {
   using Layout = typename Format::Layout;
   const DecodeParams& p;
@@ -46,7 +46,7 @@ struct DecodeBlock {
     }
     if constexpr (Format::kTable) device::fill_pair_table<kDecodeThreads>(base, p.values);
     if constexpr (Format::kNested) {
-      for (int h = 0; h < kHalves; ++h)
+      for (int h = 0; h < (p.gated() ? 2 : 1); ++h)
         of<float>(at.map)[256 * h + threadIdx.x] = __ldg(p.half[h].map + threadIdx.x);
     }
   }
@@ -66,25 +66,23 @@ struct Ring {
 };
 
 /// Copies a warp's pieces, tile after tile, into its ring.
-template <class Format, int kHalves>
+template <class Format>
 struct PieceReader {
   using Of = Piece<Format>;
   static constexpr int kStep = kDecodeWarps * kPieceBytes;  // bytes of a row from piece to piece
   const DecodeParams& p;
   std::uint64_t policy;
   Ring<Format> ring;
-  int tile, half = 0, warp, lane;
+  int tile, warp, lane;
   std::uint32_t place;  // in a stage, of this lane's first chunk
   static constexpr int kScaleCopies = Of::kScaleBytes <= 16 ? 1 : Of::kScaleBytes / 16;
-  int piece = 0;                              // of the row, the next
+  int piece;                                  // of the row, the next
   int most_piece, most_scales[kScaleCopies];  // there are a lane's copies of pieces below
   int end, scales_end[kScaleCopies];          // of this tile's
-  const std::uint8_t* from;                   // chunk lane % 8 of row lane / 8 of the next piece
-  const std::uint8_t* scales = nullptr;
-  const std::uint8_t* zeros = nullptr;
-  const std::uint8_t *codes_of[kHalves], *scales_of[kHalves];  // of the tile's first piece
+  const std::uint8_t *codes_of, *from;  // chunk lane % 8 of row lane / 8, of the first and the next piece
+  const std::uint8_t *scales_of = nullptr, *scales = nullptr, *zeros = nullptr;
 
-  __device__ __forceinline__ PieceReader(const DecodeBlock<Format, kHalves>& block, int of)
+  __device__ __forceinline__ PieceReader(const DecodeBlock<Format>& block, int of)
       : p(block.p),
         policy(device::read_once_policy()),
         ring(block.ring(of), block.at.ring_bytes),
@@ -94,19 +92,16 @@ struct PieceReader {
     const int row = lane / 8;
     place = static_cast<std::uint32_t>(row * kPieceBytes +
                                        16 * chunk_place<Format::Layout::kWords>(row, lane % 8));
-    const std::int64_t first = std::int64_t{tile} * kTileRows;
     most_piece = (p.used_bytes - lane % 8 * 16 + kPieceBytes - 1) / kPieceBytes;
+    codes_of = p.half[0].codes + (std::int64_t{tile} * p.rows + row) * p.row_bytes + warp * kPieceBytes +
+               lane % 8 * 16;
+    if constexpr (Of::kScales > 0) {
 #pragma unroll
-    for (int i = 0; i < kScaleCopies; ++i) {
-      const int bytes = static_cast<int>(p.scale.across) * Format::kScaleBytes - 16 * i;
-      most_scales[i] = Of::kScales > 0 && lane < Of::kScaleRows
-                           ? (bytes + Of::kScaleBytes - 1) / std::max(1, Of::kScaleBytes)
-                           : 0;
-    }
-#pragma unroll
-    for (int h = 0; h < kHalves; ++h) {
-      codes_of[h] = p.half[h].codes + (first + row) * p.row_bytes + warp * kPieceBytes + lane % 8 * 16;
-      scales_of[h] = scales_at(h);
+      for (int i = 0; i < kScaleCopies; ++i) {
+        const int bytes = static_cast<int>(p.scale.across) * Format::kScaleBytes - 16 * i;
+        most_scales[i] = lane < Of::kScaleRows ? (bytes + Of::kScaleBytes - 1) / Of::kScaleBytes : 0;
+      }
+      scales_of = scales_at();
     }
     enter();
   }
@@ -119,49 +114,47 @@ struct PieceReader {
     if constexpr (Of::kScales > 0) scales += kDecodeWarps * Of::kScaleBytes;
     piece += kDecodeWarps;
     if (piece < p.pieces) return;
-    if (++half == kHalves) next_tile();
+    tile += static_cast<int>(gridDim.x);
+    const std::int64_t rows = std::int64_t{p.rows} * gridDim.x;
+    codes_of += rows * p.row_bytes;
+    if constexpr (Of::kScales > 0)
+      scales_of = Of::kTiles ? scales_at() : scales_of + rows * p.scale.across * Format::kScaleBytes;
     enter();
   }
 
  private:
-  __device__ __forceinline__ void next_tile() {
-    half = 0;
-    tile += static_cast<int>(gridDim.x);
-    const std::int64_t rows = std::int64_t{kTileRows} * gridDim.x;
-#pragma unroll
-    for (int h = 0; h < kHalves; ++h) {
-      codes_of[h] += rows * p.row_bytes;
-      scales_of[h] = Of::kTiles ? scales_at(h) : scales_of[h] + rows * p.scale.across * Format::kScaleBytes;
-    }
+  __device__ __forceinline__ const DecodeHalf& half() const {
+    return p.half[p.gated() && lane >= (Of::kTiles ? 1 : kTileRows / 2) ? 1 : 0];
   }
-  __device__ __forceinline__ std::int64_t first_scale(int h) const {
-    const std::int64_t row = p.half[h].first_row + std::int64_t{tile} * kTileRows + (Of::kTiles ? 0 : lane);
-    return (row >> p.scale.row_shift) * p.scale.across;
+  // Of the lane's row of a tile: lanes 0 and 1 have those of rows 0 and 8 where scales are of tiles.
+  __device__ __forceinline__ std::int64_t first_scale() const {
+    const int row = Of::kTiles ? 8 * lane : lane;
+    const std::int64_t of_half = half().first_row + std::int64_t{tile} * p.rows + row % p.rows;
+    return (of_half >> p.scale.row_shift) * p.scale.across;
   }
-  __device__ __forceinline__ const std::uint8_t* scales_at(int h) const {
-    if constexpr (Of::kScales == 0) return nullptr;
-    return p.half[h].scales + first_scale(h) * Format::kScaleBytes + warp * Of::kScaleBytes;
+  __device__ __forceinline__ const std::uint8_t* scales_at() const {
+    return half().scales + first_scale() * Format::kScaleBytes + warp * Of::kScaleBytes;
   }
   __device__ __forceinline__ void enter() {
     piece = warp;
-    from = kHalves == 2 && half == 1 ? codes_of[kHalves - 1] : codes_of[0];
+    from = codes_of;
     end = tile < p.tiles ? most_piece : 0;
     if constexpr (Of::kScales > 0) {
-      scales = kHalves == 2 && half == 1 ? scales_of[kHalves - 1] : scales_of[0];
+      scales = scales_of;
 #pragma unroll
       for (int i = 0; i < kScaleCopies; ++i) scales_end[i] = tile < p.tiles ? most_scales[i] : 0;
-      if constexpr (Format::kHasZeros)
-        zeros = (kHalves == 2 && half == 1 ? p.half[1] : p.half[0]).zeros + first_scale(half);
+      if constexpr (Format::kHasZeros) zeros = half().zeros + first_scale();
     }
   }
   __device__ __forceinline__ void copy() const {
     if (piece < end) {
       const std::int64_t step = 4 * p.row_bytes;
-      const std::uint8_t* source = from;
+      const std::uint8_t* lower = from + p.second;
 #pragma unroll
-      for (int i = 0; i < kTileRows / 4; ++i, source += step) {
+      for (int i = 0; i < kTileRows / 4; ++i) {
         const std::uint32_t to = Format::Layout::kWords == 1 && i % 2 == 1 ? place ^ 64u : place;
-        device::copy_16(ring.stage + to + static_cast<std::uint32_t>(i * 4 * kPieceBytes), source, policy);
+        device::copy_16(ring.stage + to + static_cast<std::uint32_t>(i * 4 * kPieceBytes),
+                        (i < 2 ? from : lower) + i % 2 * step, policy);
       }
     }
     if constexpr (Of::kScales > 0) copy_scales(ring.stage + kTileRows * kPieceBytes);
@@ -185,18 +178,18 @@ struct PieceReader {
 
 /// A warp's columns of x into shared memory, which it alone reads: normalized where that is wanted, in the
 /// decoders' order, with sums of its units; or by a power of two, as digits or in f16.
-template <class Format, int kHalves>
+template <class Format>
 struct XStage {
   using Layout = typename Format::Layout;
   using Pack = device::Pack<bf16>;
   static constexpr int kOfPiece = Piece<Format>::kUnits * Layout::kColumns / 8;
   static constexpr int kStep = 32 * kDecodeWarps;  // packs from one of a lane's to its next
-  const DecodeBlock<Format, kHalves>& block;
+  const DecodeBlock<Format>& block;
   int warp, lane;
   int first, count;  // a lane's packs: number first + i kStep of the row, i < count, unless they lie beyond
   float of_column;   // a column's part of a mean
 
-  __device__ __forceinline__ explicit XStage(const DecodeBlock<Format, kHalves>& b)
+  __device__ __forceinline__ explicit XStage(const DecodeBlock<Format>& b)
       : block(b), warp(static_cast<int>(threadIdx.x) / 32), lane(static_cast<int>(threadIdx.x) % 32) {
     first = (warp + kDecodeWarps * (lane / kOfPiece)) * kOfPiece + lane % kOfPiece;
     count = (b.p.columns / 8 - warp * kOfPiece + kStep - 1) / kStep;

@@ -1,7 +1,7 @@
 // Few rows of x times a matrix that is read once: what the kernels are told.
 //
-// Shapes: x [M, K], w [N, K], y [M, N]. Tiles are 16 rows of w; a row is units of columns, as decoders take
-// them, and pieces of kPieceBytes, of one or more units.
+// Shapes: x [M, K], w [N, K], y [M, N]. Tiles are 16 rows of w, or 8 of a gate and 8 of an up projection; a
+// row is units of columns, as decoders take them, and pieces of kPieceBytes, of one or more units.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,6 @@ inline constexpr int kPieceBytes = 128;              // of a row, which a warp r
 inline constexpr int kBlocks = 2;                    // of a multiprocessor
 inline constexpr unsigned kSlots = 2;                // of tiles' partial sums
 inline constexpr int kMostStages = 6;                // of a warp's ring: 6 to 3
-inline constexpr int kEarlyPieces = 5;               // of a warp, asked for before x
 inline constexpr int kMostPacks = 8;                 // of eight columns, that a thread stages at once
 inline constexpr int kNormPacks = 4;                 // the same, of rows that are normalized
 inline constexpr int kOfPacks = 8 * kDecodeThreads;  // columns of a pack of each thread
@@ -53,14 +52,17 @@ struct Piece {
   static constexpr int kScales = Format::kScaledAtEnd ? 0 : (kTiles ? 1 : kUnits);
   static constexpr int kScaleBytes = kScales * Format::kScaleBytes;
   static constexpr int kZeroBytes = Format::kHasZeros ? std::max(4, kScales) : 0;  // 4 may serve two pieces
-  static constexpr int kScaleRows = kTiles ? 1 : kTileRows;
+  static constexpr int kScaleRows = kTiles ? 2 : kTileRows;                        // tiles: of rows 0 and 8
+  static constexpr int kEarly = Format::kDense ? 3 : 2;                            // asked for before x
   static constexpr int kStageBytes =
       (kTileRows * kPieceBytes + kScaleRows * (kScaleBytes + kZeroBytes) + 63) / 64 * 64;
 };
 
 struct DecodeParams {
-  DecodeHalf half[2];
+  DecodeHalf half[2];  // gate and up, or the first alone
   std::int64_t row_bytes;
+  std::int64_t second;  // from a tile's row to the one 8 further down, bytes
+  int rows;             // of a half in a tile
   int outputs, columns, units, pieces, tiles;
   int used_bytes;  // of a row
   DecodeScales scale;
@@ -74,6 +76,8 @@ struct DecodeParams {
   std::int64_t y_stride;
   ProductEnd end;
   bool early;
+
+  __host__ __device__ bool gated() const { return end == ProductEnd::swiglu; }
 };
 
 /// Where a block has what in its shared memory, bytes.
@@ -82,13 +86,13 @@ struct DecodeShared {
   int stages, ring_bytes;  // of a warp's ring
   int rings_below;         // warps whose ring lies below the table
 
-  template <class Format, int kHalves>
+  template <class Format>
   static DecodeShared of(const DecodeParams& p) {
     DecodeShared s{};
     for (const int blocks : {kBlocks, 1}) {
       for (const int stages : {kMostStages, 5, 4, 3}) {
         s.stages = stages;
-        s.place<Format, kHalves>(p);
+        s.place<Format>(p);
         if (s.bytes <= shared_of(blocks)) return s;
       }
     }
@@ -108,14 +112,14 @@ struct DecodeShared {
       return at;
     }
   };
-  template <class Format, int kHalves>
+  template <class Format>
   void place(const DecodeParams& p) {
     Places places;
     if (Format::kTable) places.limit = device::kBeforePairTable, places.above = 2 * device::kPairTableBytes;
     barriers = places.take(16 * static_cast<int>(kSlots));
-    map = places.take(Format::kNested ? kHalves * 1024 : 0);
+    map = places.take(Format::kNested ? 2 * 1024 : 0);
     norm = places.take(4 * 2 * kDecodeWarps);
-    partials = places.take(4 * static_cast<int>(kSlots) * kHalves * kDecodeWarps * kTileRows * p.m);
+    partials = places.take(4 * static_cast<int>(kSlots) * kDecodeWarps * kTileRows * p.m);
     x = places.take(Format::kInteger ? p.m * kDigits * x_row_bytes(p.columns / 2)
                                      : p.m * x_row_bytes(p.columns));
     sums = places.take(Format::kBiased ? 4 * 8 * p.columns / Format::Layout::kColumns : 4 * 8 * kDecodeWarps);
@@ -136,9 +140,7 @@ bool long_rows(const DecodeParams& p) {
 /// Whether a kernel takes x, and a block's memory holds it.
 template <class Format>
 bool fits_decode_product(const DecodeParams& p) {
-  if (long_rows<Format>(p) && (p.m > kMostLong || p.end == ProductEnd::swiglu)) return false;
-  if (p.end == ProductEnd::swiglu) return DecodeShared::of<Format, 2>(p).bytes != 0;
-  return DecodeShared::of<Format, 1>(p).bytes != 0;
+  return (!long_rows<Format>(p) || p.m <= kMostLong) && DecodeShared::of<Format>(p).bytes != 0;
 }
 
 /// Queues the product; false where a block's memory cannot hold x. Instantiated for the formats of

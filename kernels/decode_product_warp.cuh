@@ -5,24 +5,22 @@
 
 namespace ridge::kernels::cuda {
 
-/// Scales of the second level for a tile's rows of a lane: of a row at most two.
+/// Scales of the second level for a lane's two rows of a tile: of a row at most two.
 struct NestedScales {
-  float first[2], second[2];
+  float first[2], second[2], offset[2];
   int left[2];  // blocks of the row up to the second
-  float offset;
-  std::uint32_t map;  // from the block's map on, bytes
 
-  __device__ __forceinline__ void load(const DecodeParams& p, int half, std::int64_t row, int g, bool there) {
+  __device__ __forceinline__ void load(const DecodeParams& p, int tile, int g, bool there) {
     const DecodeScales& scale = p.scale;
-    const DecodeHalf& source = p.half[half];
-    map = static_cast<std::uint32_t>(half) * 1024;
-    if (there) offset = __ldg(source.offset);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const std::int64_t block = source.first_block + (row + g + 8 * h) * scale.row_blocks;
+      const DecodeHalf& source = p.half[p.gated() ? h : 0];
+      const std::int64_t row = std::int64_t{tile} * p.rows + g + (p.gated() ? 0 : 8 * h);
+      const std::int64_t block = source.first_block + row * scale.row_blocks;
       left[h] = static_cast<int>(kNestedBlock - block % kNestedBlock);
       if (!there) continue;
       const float* at = source.nested + block / kNestedBlock;
+      offset[h] = __ldg(source.offset);
       first[h] = __ldg(at);
       second[h] = left[h] < scale.across ? __ldg(at + 1) : 0.0f;
     }
@@ -33,16 +31,16 @@ struct NestedScales {
 };
 
 /// A warp's codes of a piece, and its scales.
-template <class Format, int kHalves>
+template <class Format>
 struct WarpCodes {
   using Layout = typename Format::Layout;
   using Of = Piece<Format>;
-  const DecodeBlock<Format, kHalves>& block;
+  const DecodeBlock<Format>& block;
   int warp, q, g;
   int place[Of::kUnits];  // of a lane's codes in a stage, by units
   NestedScales nested;
 
-  __device__ __forceinline__ explicit WarpCodes(const DecodeBlock<Format, kHalves>& b)
+  __device__ __forceinline__ explicit WarpCodes(const DecodeBlock<Format>& b)
       : block(b),
         warp(static_cast<int>(threadIdx.x) / 32),
         q(static_cast<int>(threadIdx.x) % 4),
@@ -111,7 +109,7 @@ struct WarpCodes {
   __device__ __forceinline__ void load_scales(Scales& to, std::uint32_t scales, int piece) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row = Of::kTiles ? 0 : g + 8 * h;
+      const int row = Of::kTiles ? h : g + 8 * h;
       const std::uint32_t from = scales + static_cast<std::uint32_t>(row * Of::kScaleBytes);
       if constexpr (Format::kNested) {
         nested_scales(to, h, from, piece);
@@ -140,10 +138,11 @@ struct WarpCodes {
   // Each lane of a row finds one unit's, by two roundings, as elsewhere.
   __device__ __forceinline__ void nested_scales(Scales& to, int h, std::uint32_t from, int piece) const {
     static_assert(Of::kUnits == 4);
-    const std::uint32_t map = block.address(block.at.map) + nested.map;
+    const std::uint32_t map =
+        block.address(block.at.map) + (block.p.gated() ? 1024u * static_cast<std::uint32_t>(h) : 0u);
     const float part =
         __uint_as_float(device::load_shared(map + 4 * load_byte(from + static_cast<std::uint32_t>(q))));
-    const float scale = __fadd_rn(__fmul_rn(part, nested.of(h, 4 * piece + q)), nested.offset);
+    const float scale = __fadd_rn(__fmul_rn(part, nested.of(h, 4 * piece + q)), nested.offset[h]);
 #pragma unroll
     for (int u = 0; u < 4; ++u) to.of[u][h] = __shfl_sync(0xFFFFFFFFu, scale, u, 4);
   }
@@ -164,9 +163,9 @@ struct WarpCodes {
 };
 
 /// What a warp has of a tile, where codes become bf16 or f16.
-template <class Format, int kHalves>
-struct DecodeWarp : WarpCodes<Format, kHalves> {
-  using Base = WarpCodes<Format, kHalves>;
+template <class Format>
+struct DecodeWarp : WarpCodes<Format> {
+  using Base = WarpCodes<Format>;
   using Base::block, Base::warp, Base::q, Base::g, Base::load_byte, Base::load_x;
   using typename Base::Codes, typename Base::Layout, typename Base::Of, typename Base::Scales;
   static constexpr int kInFlight = 4;  // eights of x
@@ -175,7 +174,7 @@ struct DecodeWarp : WarpCodes<Format, kHalves> {
   std::uint32_t x[kInFlight][4] = {};
   float total[2][4] = {};  // two chains; the second: of rows with one scale
 
-  __device__ __forceinline__ explicit DecodeWarp(const DecodeBlock<Format, kHalves>& b) : Base(b) {
+  __device__ __forceinline__ explicit DecodeWarp(const DecodeBlock<Format>& b) : Base(b) {
     there = g < b.p.m;
     x_row = b.address(b.at.x + (there ? g : 0) * x_row_bytes(b.p.columns) + 16 * q);
     sums = b.address(b.at.sums + 8 * q);
@@ -260,9 +259,9 @@ struct DecodeWarp : WarpCodes<Format, kHalves> {
 
 /// What a warp has of a tile, where codes are whole numbers: eight columns of a product are the planes of
 /// digits of two rows of x, and for each one that counts for nothing. Sums of products are exact.
-template <class Format, int kHalves, int kNT>
-struct IntegerWarp : WarpCodes<Format, kHalves> {
-  using Base = WarpCodes<Format, kHalves>;
+template <class Format, int kNT>
+struct IntegerWarp : WarpCodes<Format> {
+  using Base = WarpCodes<Format>;
   using Base::block, Base::warp, Base::q, Base::g, Base::load_x;
   using typename Base::Codes, typename Base::Layout, typename Base::Of, typename Base::Scales;
   static constexpr int kSteps = Layout::kRun / 8;  // of 32 columns, of a unit
@@ -274,7 +273,7 @@ struct IntegerWarp : WarpCodes<Format, kHalves> {
   float total[kNT][2] = {};  // of rows g and g + 8: digits 0 and 1, or in lanes with an odd q digit 2
   int whole[kNT][4] = {};    // rows with one scale
 
-  __device__ __forceinline__ explicit IntegerWarp(const DecodeBlock<Format, kHalves>& b) : Base(b) {
+  __device__ __forceinline__ explicit IntegerWarp(const DecodeBlock<Format>& b) : Base(b) {
 #pragma unroll
     for (int n = 0; n < kNT; ++n) {
       const int m = 2 * n + g / 4;
