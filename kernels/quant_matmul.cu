@@ -9,6 +9,7 @@
 #include "kernels/formats/codes.h"
 #include "kernels/quant_gemv_cuda.h"
 #include "kernels/quant_mma_params.cuh"
+#include "kernels/quant_wgmma_cuda.h"
 
 namespace ridge::kernels::cuda {
 namespace {
@@ -164,6 +165,8 @@ template <class T>
 void quant_matmul(Stream& stream, View<const T> x_MK, const QuantView& w, View<T> y_MN) {
   if (y_MN.numel() == 0) return;
   if constexpr (std::is_same_v<T, bf16>) {
+    // For any number of rows, so that the bits of one do not depend on it.
+    if (has_quant_wgmma(w) && aligned(x_MK)) return quant_wgmma(stream, x_MK, w, y_MN);
     const auto multiply_by = [&](auto format) { multiply<decltype(format)>(stream, x_MK, w, y_MN); };
     if (has_mma(w) && aligned(x_MK) && visit_mma_format(w, multiply_by)) return;
   }

@@ -167,6 +167,24 @@ TYPED_TEST(QuantMatmul, EveryFormatAndNumberOfRows) {
   }
 }
 
+// Blocks of rows and of columns that are cut, and odd strides.
+TYPED_TEST(QuantMatmul, ManyRowsOfOddShapes) {
+  if (!on_gpu()) GTEST_SKIP();
+  for (const char* name : kFormats) {
+    const WeightFormat format = parse_weight_format(name);
+    const std::int64_t group = std::max<std::int64_t>(32, format.group);
+    for (const auto& [n, groups] : {std::pair<std::int64_t, std::int64_t>{301, 11}, {517, 40}}) {
+      for (const DType scales : {DType::f32, DType::bf16}) {
+        if (scales == DType::bf16 && format.codes != Codes::int4) continue;
+        const RandomWeight w(format, n, groups * group, static_cast<std::uint64_t>(n), scales);
+        for (const std::int64_t m : {1, 9, 16, 17, 33, 64}) {
+          if (runs_here(w.view(), m)) expect_product<TypeParam>(w, m, name);
+        }
+      }
+    }
+  }
+}
+
 TYPED_TEST(QuantMatmul, Int4WithScalesInBf16) {
   for (const char* name : {"int4-g32", "int4-g64-zp", "int4-g128"}) {
     const WeightFormat format = parse_weight_format(name);
@@ -194,6 +212,27 @@ TYPED_TEST(QuantMatmul, OtherGroups) {
     const RandomWeight w({Codes::int4, group}, 19, 3 * group, 5);
     if (on_gpu() && !runs_here(w.view(), 2)) continue;
     expect_product<TypeParam>(w, 2, std::to_string(group));
+  }
+}
+
+// A row's bits are the same wherever it stands and however many there are.
+TEST(QuantMatmulBits, ManyRowsDoNotDependOnEachOther) {
+  if (!on_gpu()) GTEST_SKIP();
+  for (const char* name : kFormats) {
+    const RandomWeight w(parse_weight_format(name), 301, 1408, 9);
+    if (!runs_here(w.view(), 64)) continue;
+    Array<bf16> x = Array<bf16>({64, 1408}).randomize(1), y({64, 301});
+    quant_matmul<bf16>(test_stream(), x.in(), w.view(), y.view());
+    const auto all = y.values();
+    for (const std::int64_t rows : {1, 8, 9, 16, 17, 32, 33}) {
+      const std::int64_t first = 64 - rows;
+      Array<bf16> some({rows, 301});
+      quant_matmul<bf16>(test_stream(), View<const bf16>(x.in().data + first * 1408, {rows, 1408}), w.view(),
+                         some.view());
+      const auto got = some.values();
+      for (std::size_t i = 0; i < got.size(); ++i)
+        ASSERT_EQ(got[i], all[static_cast<std::size_t>(first * 301) + i]) << name << ", " << rows << " rows";
+    }
   }
 }
 
