@@ -101,7 +101,7 @@ struct TileEnd {
 
 /// Until the oldest of a warp's pieces is there, all but one of its stages being under way.
 __device__ __forceinline__ void await_stage(int stages) {
-  if (stages == kMostStages) return device::await_copies<kMostStages - 2>();
+  static_assert(kLeastStages == 3 && kMostStages == 5);
   if (stages == 5) return device::await_copies<3>();
   if (stages == 4) return device::await_copies<2>();
   device::await_copies<1>();

@@ -17,7 +17,8 @@ inline constexpr int kDecodeThreads = 32 * kDecodeWarps;
 inline constexpr int kPieceBytes = 128;              // of a row, which a warp reads at once
 inline constexpr int kBlocks = 2;                    // of a multiprocessor
 inline constexpr unsigned kSlots = 2;                // of tiles' partial sums
-inline constexpr int kMostStages = 6;                // of a warp's ring: 6 to 3
+inline constexpr int kLeastStages = 3;               // of a warp's ring
+inline constexpr int kMostStages = 5;                // more keep x waiting behind them
 inline constexpr int kMostPacks = 8;                 // of eight columns, that a thread stages at once
 inline constexpr int kNormPacks = 4;                 // the same, of rows that are normalized
 inline constexpr int kOfPacks = 8 * kDecodeThreads;  // columns of a pack of each thread
@@ -90,7 +91,7 @@ struct DecodeShared {
   static DecodeShared of(const DecodeParams& p) {
     DecodeShared s{};
     for (const int blocks : {kBlocks, 1}) {
-      for (const int stages : {kMostStages, 5, 4, 3}) {
+      for (int stages = kMostStages; stages >= kLeastStages; --stages) {
         s.stages = stages;
         s.place<Format>(p);
         if (s.bytes <= shared_of(blocks)) return s;

@@ -167,13 +167,15 @@ class GemmBench {
   void quantized(const std::vector<QuantizedWeight>& copies, std::int64_t m, const Shape2& s) {
     const Tensor x = random({m, s.k}, 1), y = random({m, s.n}, 1);
     const kernels::QuantView first = copies[0].view();
-    const bool step = kernels::has_decode_product(first, m, {}, device_);  // a token's kernel
+    kernels::ProductSteps steps;  // of a token: kernels begin while the one ahead runs
+    steps.early = true;
+    const bool step = kernels::has_decode_product(first, m, steps, device_);
     const bool codes = step || kernels::has_quant_matmul(first, m, device_);
     const Tensor dense = codes ? Tensor() : random({s.n, s.k}, 1);
     const double bytes = kernels::quant_matmul_work<bf16>(x.view<bf16>(), first).bytes;
     time({name_of(first.format), m, s, codes, 0, 0, bytes, 0}, copies.size(), [&](std::size_t i) {
       if (step)
-        return kernels::decode_product(stream(), x.view<bf16>(), copies[i].view(), {}, y.view<bf16>());
+        return kernels::decode_product(stream(), x.view<bf16>(), copies[i].view(), steps, y.view<bf16>());
       if (codes)
         return kernels::quant_matmul<bf16>(stream(), x.view<bf16>(), copies[i].view(), y.view<bf16>());
       kernels::dequantize<bf16>(stream(), copies[i].view(), dense.view<bf16>());
