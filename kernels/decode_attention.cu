@@ -11,7 +11,7 @@ namespace {
 
 using namespace decode_detail;
 
-constexpr int kFewStages = 3, kManyStages = 2;
+constexpr int kFewStages = 3, kManyStages = 3;
 constexpr int kManyBlocks = 2;         // of a multiprocessor
 constexpr int kManyBytes = 80 * 1024;  // at least: a third block beside two would leave others idle
 
