@@ -110,6 +110,7 @@ ParallelModel::ParallelModel(const models::ModelConfig& config, const models::Mo
   shard();
   fill(weights);
   whole_.reset();
+  quantized_.let_go();
 }
 
 ParallelModel::~ParallelModel() = default;

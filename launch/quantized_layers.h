@@ -36,6 +36,12 @@ class QuantizedLayers {
   /// once for all parts of a layer, which are asked for one after another.
   Tensor value(const std::string& parameter,
                const std::function<Tensor(const std::string&, const Shape&)>& dense);
+  /// No value is asked for any more: what was kept for them goes.
+  void let_go() {
+    whole_.clear();
+    held_.clear();
+    values_ = {};
+  }
 
  private:
   struct PartOf {

@@ -173,6 +173,23 @@ TEST(QuantizedTraining, ShardsHoldTheirPartOfTheBytes) {
   EXPECT_EQ(live(2), 0);
 }
 
+// What a run is refused for is no more than what a rank has: the plan does not hold the codes whole beside
+// the rank's part of them.
+TEST(QuantizedTraining, PlansCountARanksPartOfTheBytes) {
+  const Job job = wide_job();
+  const auto live = [&](int shards) {
+    const std::int64_t before = memory_stats(Device::meta).live;
+    parallel::Groups groups = parallel::Groups::simulated(parallel::Mesh({1, 1, shards, 1, 1}), 0,
+                                                          parallel::SimulatedNetwork{1e30, 0});
+    ParallelOptions options = cut_of("nf4").options;
+    options.dtype = DType::f32;
+    options.fsdp.stage = 3;
+    const ParallelModel model(job.config, nullptr, options, groups, Device::meta);
+    return memory_stats(Device::meta).live - before;
+  };
+  EXPECT_LT(static_cast<double>(live(4)), 0.35 * static_cast<double>(live(1)));
+}
+
 TEST(QuantizedTraining, WhatCannotBeIsSaid) {
   if (on_gpu()) GTEST_SKIP() << kRanksAreOnTheCpu;
   Job job = wide_job();
