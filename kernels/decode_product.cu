@@ -22,6 +22,9 @@ constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2;
 constexpr std::int64_t kMostColumns = std::int64_t{1} << 24;
 
 bool aligned(const void* at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; }
+std::int64_t place_of(const void* at) {
+  return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(at));
+}
 int log2_of(std::int64_t power) { return std::countr_zero(static_cast<std::uint64_t>(power)); }
 
 template <int kWords, class F>
@@ -124,7 +127,7 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   p.pieces = static_cast<int>(device::ceil_div(p.used_bytes, kPieceBytes));
   p.rows = p.gated() ? kTileRows / 2 : kTileRows;
   p.tiles = p.outputs / p.rows;
-  p.second = p.gated() ? p.half[1].codes - p.half[0].codes : kTileRows / 2 * p.row_bytes;
+  p.second = p.gated() ? place_of(p.half[1].codes) - place_of(p.half[0].codes) : kTileRows / 2 * p.row_bytes;
   p.norm = steps.norm_K.data;
   p.eps = static_cast<float>(steps.eps);
   return p;
