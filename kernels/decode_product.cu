@@ -19,6 +19,7 @@ using device::Int4Codes;
 using device::Int8Bytes;
 
 constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() / 2;
+constexpr std::int64_t kRowsPastTheEnd = 1 << 16;  // more than a turn of all blocks
 constexpr std::int64_t kMostColumns = std::int64_t{1} << 24;
 
 bool aligned(const void* at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; }
@@ -145,7 +146,9 @@ bool takes(const DecodeParams& p) {
   constexpr int kZeros = std::max(1, Piece<Format>::kZeroBytes);
   const bool steps = s.across * Format::kScaleBytes % kStep == 0 && s.across % kZeros == 0;
   const bool groups = Format::kScaledAtEnd || s.unit_shift == (Piece<Format>::kTiles ? 1 : 0);
-  const bool nested = !Format::kNested || s.across <= kNestedBlock;
+  bool nested = !Format::kNested || s.across <= kNestedBlock;
+  for (const DecodeHalf& h : p.half)  // numbers of blocks are of 32 bits, a turn past the end too
+    nested = nested && h.first_block + (p.outputs + kRowsPastTheEnd) * s.row_blocks < kMost;
   return whole && places && steps && groups && nested && aligned(p.norm);
 }
 

@@ -118,15 +118,18 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
   TileEnd<Format> end(block);
   Ring<Format> ring(block.ring(warp.warp), block.at.ring_bytes);
   unsigned turn = 0;
-  if constexpr (Format::kNested) warp.nested.load(p, static_cast<int>(blockIdx.x), warp.g, true);
+  if constexpr (Format::kNested) {
+    warp.nested_reader.begin(p, warp.g);
+    warp.nested = warp.nested_reader.read(p);
+  }
   for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles; tile += static_cast<int>(gridDim.x), ++turn) {
     float* partial =
         block.template of<float>(block.at.partials) + turn % kSlots * kDecodeWarps * kTileRows * p.m;
     end.enter(tile);
     NestedScales next;
     if constexpr (Format::kNested) {
-      const int to = tile + static_cast<int>(gridDim.x);
-      next.load(p, to, warp.g, to < p.tiles);
+      warp.nested_reader.next(p);
+      if (tile + static_cast<int>(gridDim.x) < p.tiles) next = warp.nested_reader.read(p);
     }
     int piece = warp.warp;
     do {  // once at least: the reader counts alike

@@ -7,26 +7,46 @@ namespace ridge::kernels::cuda {
 
 /// Scales of the second level for a lane's two rows of a tile: of a row at most two.
 struct NestedScales {
-  float first[2], second[2], offset[2];
+  float first[2], second[2];
   int left[2];  // blocks of the row up to the second
-
-  __device__ __forceinline__ void load(const DecodeParams& p, int tile, int g, bool there) {
-    const DecodeScales& scale = p.scale;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const DecodeHalf& source = p.half[p.gated() ? h : 0];
-      const std::int64_t row = std::int64_t{tile} * p.rows + g + (p.gated() ? 0 : 8 * h);
-      const std::int64_t block = source.first_block + row * scale.row_blocks;
-      left[h] = static_cast<int>(kNestedBlock - block % kNestedBlock);
-      if (!there) continue;
-      const float* at = source.nested + block / kNestedBlock;
-      offset[h] = __ldg(source.offset);
-      first[h] = __ldg(at);
-      second[h] = left[h] < scale.across ? __ldg(at + 1) : 0.0f;
-    }
-  }
   __device__ __forceinline__ float of(int h, int group) const {
     return group < left[h] ? first[h] : second[h];
+  }
+};
+
+/// Where they are, tile after tile.
+struct NestedReader {
+  int block[2];  // of the rows, the first
+  float offset[2];
+
+  __device__ __forceinline__ static const DecodeHalf& half(const DecodeParams& p, int h) {
+    return p.half[p.gated() ? h : 0];
+  }
+  __device__ __forceinline__ void begin(const DecodeParams& p, int g) {
+    const auto blocks = static_cast<int>(p.scale.row_blocks);
+    const int row = static_cast<int>(blockIdx.x) * p.rows + g;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      block[h] = static_cast<int>(half(p, h).first_block) + (row + (p.gated() ? 0 : 8 * h)) * blocks;
+      offset[h] = __ldg(half(p, h).offset);
+    }
+  }
+  __device__ __forceinline__ NestedScales read(const DecodeParams& p) const {
+    NestedScales scales;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      constexpr auto kOfBlock = static_cast<unsigned>(kNestedBlock);
+      const auto number = static_cast<unsigned>(block[h]);
+      const float* at = half(p, h).nested + number / kOfBlock;
+      scales.left[h] = static_cast<int>(kOfBlock - number % kOfBlock);
+      scales.first[h] = __ldg(at);
+      scales.second[h] = scales.left[h] < p.scale.across ? __ldg(at + 1) : 0.0f;
+    }
+    return scales;
+  }
+  __device__ __forceinline__ void next(const DecodeParams& p) {
+    const int step = static_cast<int>(gridDim.x) * p.rows * static_cast<int>(p.scale.row_blocks);
+    block[0] += step, block[1] += step;
   }
 };
 
@@ -38,6 +58,7 @@ struct WarpCodes {
   const DecodeBlock<Format>& block;
   int warp, q, g;
   int place[Of::kUnits];  // of a lane's codes in a stage, by units
+  NestedReader nested_reader;
   NestedScales nested;
 
   __device__ __forceinline__ explicit WarpCodes(const DecodeBlock<Format>& b)
@@ -142,7 +163,7 @@ struct WarpCodes {
         block.address(block.at.map) + (block.p.gated() ? 1024u * static_cast<std::uint32_t>(h) : 0u);
     const float part =
         __uint_as_float(device::load_shared(map + 4 * load_byte(from + static_cast<std::uint32_t>(q))));
-    const float scale = __fadd_rn(__fmul_rn(part, nested.of(h, 4 * piece + q)), nested.offset[h]);
+    const float scale = __fadd_rn(__fmul_rn(part, nested.of(h, 4 * piece + q)), nested_reader.offset[h]);
 #pragma unroll
     for (int u = 0; u < 4; ++u) to.of[u][h] = __shfl_sync(0xFFFFFFFFu, scale, u, 4);
   }
