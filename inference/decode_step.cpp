@@ -4,7 +4,6 @@
 #include "core/base/stream.h"
 #include "inference/decode_model.h"
 #include "kernels/decode_attention.h"
-#include "kernels/elementwise.h"
 #include "kernels/rms_norm.h"
 
 namespace ridge::inference {
@@ -60,8 +59,7 @@ void DecodeModel::step_sum(const Product& product, const Tensor& in_BK, const Te
   if (!product.meets_ranks()) return product.run_steps(in_BK, ending(ProductEnd::add), x_BC);
   const Tensor delta = rows_of(room_.delta, x_BC.dim(0));
   product.run_steps(in_BK, ending(ProductEnd::store), delta);
-  product.make_whole(delta);
-  kernels::add<bf16>(current_stream(x_BC.device()), x_BC.view<bf16>(), delta.view<bf16>(), x_BC.view<bf16>());
+  product.add_whole(delta, x_BC);
 }
 
 void DecodeModel::step_feed_forward(const Layer& layer, const Tensor& x_BC) {

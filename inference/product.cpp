@@ -248,6 +248,18 @@ void Product::make_whole(const Tensor& room_RN) const {
   room_RN.copy_from(parallel::gather_columns(mine, vocabulary_, *how_->tp));
 }
 
+void Product::add_whole(const Tensor& room_RN, const Tensor& y_RN) const {
+  const parallel::OneShotReduce* ranks = how_ == nullptr ? nullptr : how_->one_shot.get();
+  if (sums() && biases_.empty() && ranks != nullptr && ranks->takes(room_RN))
+    return ranks->add_all_reduced(room_RN, y_RN);
+  make_whole(room_RN);
+  const auto add = [&]<class T>(std::type_identity<T>) {
+    kernels::add<T>(current_stream(y_RN.device()), y_RN.view<T>(), room_RN.view<T>(), y_RN.view<T>());
+  };
+  if (y_RN.dtype() == DType::bf16) return add(std::type_identity<bf16>{});
+  add(std::type_identity<float>{});
+}
+
 // A piece whose product is not into `room` here may be so on another rank: they meet in the same way.
 Tensor Product::run(const Tensor& x_BTK, const Tensor& room_RN) const {
   const std::int64_t B = x_BTK.dim(0), T = x_BTK.dim(1);

@@ -45,6 +45,8 @@ class Product {
   /// `room` [R, N], where this rank's part lies, becomes the output, the same on all ranks, with the bias of
   /// a sum. Nothing where they do not meet.
   void make_whole(const Tensor& room_RN) const;
+  /// y [R, N], dense, += the output of which `room` has this rank's part.
+  void add_whole(const Tensor& room_RN, const Tensor& y_RN) const;
 
  private:
   // A weight of one or more layers, dense or quantized; no columns where a rank has no ids.

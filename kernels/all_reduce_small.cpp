@@ -20,12 +20,14 @@ using small_sum::Layout;
 template <class T>
 class Sum {
  public:
-  Sum(const SmallSumRanks& ranks, const T* x, T* y, std::int64_t count, std::chrono::nanoseconds limit)
+  Sum(const SmallSumRanks& ranks, const T* x, T* y, std::int64_t count, SmallSumEnd end,
+      std::chrono::nanoseconds limit)
       : ranks_(ranks),
         meet_(ranks, limit),
         x_(x),
         y_(y),
         count_(count),
+        end_(end),
         cut_(Cut::of(small_sum::packs_of(count * std::int64_t{sizeof(T)}))) {}
 
   int channels() const { return cut_.channels; }
@@ -61,7 +63,10 @@ class Sum {
     for (std::int64_t i = 0; i < n; ++i) {
       float sum = load(parts[0][i]);
       for (std::size_t r = 1; r < static_cast<std::size_t>(ranks_.size); ++r) sum += load(parts[r][i]);
-      store(y_[begin + i], sum);
+      T& y = y_[begin + i];
+      const float before = load(y);
+      store(y, sum);
+      if (end_ == SmallSumEnd::add) store(y, before + load(y));
     }
   }
 
@@ -96,14 +101,15 @@ class Sum {
   const T* x_;
   T* y_;
   std::int64_t count_;
+  SmallSumEnd end_;
   Cut cut_;
 };
 
 // What a channel waits for is put before anything is waited for.
 template <class T>
-void sum_on_cpu(const SmallSumRanks& ranks, const T* x, T* y, std::int64_t count,
+void sum_on_cpu(const SmallSumRanks& ranks, const T* x, T* y, std::int64_t count, SmallSumEnd end,
                 std::chrono::nanoseconds limit) {
-  const Sum<T> sum(ranks, x, y, count, limit);
+  const Sum<T> sum(ranks, x, y, count, end, limit);
   for (int c = 0; c < sum.channels(); ++c) sum.put(c);
   for (int c = 0; c < sum.channels(); ++c) sum.take(c);
 }
@@ -112,24 +118,26 @@ void sum_on_cpu(const SmallSumRanks& ranks, const T* x, T* y, std::int64_t count
 
 template <class T>
 void all_reduce_small(Stream& stream, const SmallSumRanks& ranks, View<const T> x,
-                      std::type_identity_t<View<T>> y, std::chrono::nanoseconds limit) {
+                      std::type_identity_t<View<T>> y, SmallSumEnd end, std::chrono::nanoseconds limit) {
   check(x.shape == y.shape && x.contiguous() && y.contiguous(), "all_reduce_small: dense x and y alike");
   check(ranks.size >= 1 && ranks.size <= small_sum::kMostRanks && ranks.rank >= 0 && ranks.rank < ranks.size,
         "all_reduce_small: a rank of up to 8");
   const std::int64_t n = x.numel();
   const Layout need = Layout::of(n * std::int64_t{sizeof(T)});
   check(need.slot_packs <= ranks.layout.slot_packs, "all_reduce_small: the regions have room");
+  check(end == SmallSumEnd::store || x.data != y.data, "all_reduce_small: x is added to another y");
   if (n == 0) return;
   const double others = ranks.size - 1;
   launch(
-      stream, "all_reduce_small", Work{others * static_cast<double>(n), (others + 2) * x.bytes()},
-      [&] { sum_on_cpu<T>(ranks, x.data, y.data, n, limit); },
-      [&] { cuda::all_reduce_small<T>(stream, ranks, x, y, limit); });
+      stream, "all_reduce_small",
+      Work{others * static_cast<double>(n), (others + (end == SmallSumEnd::add ? 3 : 2)) * x.bytes()},
+      [&] { sum_on_cpu<T>(ranks, x.data, y.data, n, end, limit); },
+      [&] { cuda::all_reduce_small<T>(stream, ranks, x, y, end, limit); });
 }
 
 template void all_reduce_small<float>(Stream&, const SmallSumRanks&, View<const float>, View<float>,
-                                      std::chrono::nanoseconds);
-template void all_reduce_small<bf16>(Stream&, const SmallSumRanks&, View<const bf16>, View<bf16>,
+                                      SmallSumEnd, std::chrono::nanoseconds);
+template void all_reduce_small<bf16>(Stream&, const SmallSumRanks&, View<const bf16>, View<bf16>, SmallSumEnd,
                                      std::chrono::nanoseconds);
 
 }  // namespace ridge::kernels

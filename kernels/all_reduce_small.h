@@ -22,20 +22,24 @@ struct SmallSumRanks {
   small_sum::Layout layout;
 };
 
+/// What becomes of the sum: stored, or added to what is there, as T and rounded again.
+enum class SmallSumEnd { store, add };
+
 /// y = the sum of all ranks' x in the order of ranks: in f32, rounded once, the same bits on all of them.
-/// Dense [N]; y may be x. Every rank makes the same sums in the same order, on one stream each. A sum can be
-/// recorded and run again: it counts its uses in the region. A rank that does not come within `limit` is an
-/// Error, on a GPU when the stream is next waited for, which can run nothing any more. T: float, bf16.
+/// Dense [N]; y may be x where it is stored. Every rank makes the same sums in the same order, on one stream
+/// each. A sum can be recorded and run again: it counts its uses in the region. A rank that does not come
+/// within `limit` is an Error, on a GPU when the stream is next waited for, which can run nothing any more.
+/// T: float, bf16.
 template <class T>
 void all_reduce_small(Stream& stream, const SmallSumRanks& ranks, View<const T> x_N,
-                      std::type_identity_t<View<T>> y_N,
+                      std::type_identity_t<View<T>> y_N, SmallSumEnd end = SmallSumEnd::store,
                       std::chrono::nanoseconds limit = std::chrono::minutes(10));
 
 /// What `launch` runs on a GPU; arguments are checked already (all_reduce_small.cu).
 namespace cuda {
 template <class T>
 void all_reduce_small(Stream& stream, const SmallSumRanks& ranks, View<const T> x_N, View<T> y_N,
-                      std::chrono::nanoseconds limit);
+                      SmallSumEnd end, std::chrono::nanoseconds limit);
 }  // namespace cuda
 
 }  // namespace ridge::kernels

@@ -52,15 +52,23 @@ bool OneShotReduce::knows(const Tensor& x) const {
 
 bool OneShotReduce::takes(const Tensor& x) const { return knows(x) && x.bytes() <= options_.largest; }
 
-void OneShotReduce::all_reduce(const Tensor& x) const {
+void OneShotReduce::all_reduce(const Tensor& x) const { sum(x, x, kernels::SmallSumEnd::store); }
+
+void OneShotReduce::add_all_reduced(const Tensor& x, const Tensor& y) const {
+  check(y.shape() == x.shape() && y.dtype() == x.dtype() && y.device() == x.device() && y.contiguous(),
+        "one-shot sum: added to dense values of the same shape and dtype");
+  sum(x, y, kernels::SmallSumEnd::add);
+}
+
+void OneShotReduce::sum(const Tensor& x, const Tensor& y, kernels::SmallSumEnd end) const {
   check(takes(x) && x.contiguous(),
         "one-shot sum: dense values of f32 or bf16, no more than there is room for");
-  const auto sum = [&]<class T>(std::type_identity<T>) {
-    const View<T> values(x.view<T>().data, {x.numel()});
-    kernels::all_reduce_small<T>(current_stream(x.device()), ranks_, values, values, options_.limit);
+  const auto run = [&]<class T>(std::type_identity<T>) {
+    kernels::all_reduce_small<T>(current_stream(x.device()), ranks_, View<T>(x.view<T>().data, {x.numel()}),
+                                 View<T>(y.view<T>().data, {x.numel()}), end, options_.limit);
   };
-  if (x.dtype() == DType::bf16) return sum(std::type_identity<bf16>{});
-  sum(std::type_identity<float>{});
+  if (x.dtype() == DType::bf16) return run(std::type_identity<bf16>{});
+  run(std::type_identity<float>{});
 }
 
 // Of one rank.

@@ -35,6 +35,9 @@ class OneShotReduce {
   /// is an Error; see kernels/all_reduce_small.h.
   void all_reduce(const Tensor& x) const;
 
+  /// y += the sum of the ranks' x, rounded as all_reduce does: one kernel. y is dense, like x, and not x.
+  void add_all_reduced(const Tensor& x, const Tensor& y) const;
+
   /// Whether gather_columns takes y [R, V]: of a row, what one rank holds has room.
   bool gathers(const Tensor& y_RV) const;
   /// y [R, V], dense, in which each rank has its columns as gather_columns (collective_ops.h) cuts them, has
@@ -43,6 +46,7 @@ class OneShotReduce {
 
  private:
   bool knows(const Tensor& x) const;
+  void sum(const Tensor& x, const Tensor& y, kernels::SmallSumEnd end) const;
   std::int64_t row_bytes(const Tensor& y_RV) const;
   OneShotReduce(Tensor memory, std::unique_ptr<PeerGroup> peers, const PeerBuffer& regions,
                 kernels::small_sum::Layout layout, OneShotOptions options);

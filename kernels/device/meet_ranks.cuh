@@ -104,6 +104,12 @@ __device__ __forceinline__ std::uint32_t next_use(const SmallSumRanks& ranks, in
 __device__ __forceinline__ void tell(const SmallSumRanks& ranks, int channel, std::uint32_t use, int peer) {
   store_release(words(ranks.region[peer]) + small_sum::Layout::flag_word(channel, ranks.rank), use);
 }
+/// The same, of a use whose values are not looked for behind the flag.
+__device__ __forceinline__ void count(const SmallSumRanks& ranks, int channel, std::uint32_t use, int peer) {
+  std::uint32_t* to = words(ranks.region[peer]) + small_sum::Layout::flag_word(channel, ranks.rank);
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "r"(use)
+               : "memory");
+}
 /// One thread says so when all have read next_use().
 __device__ __forceinline__ void end_use(const SmallSumRanks& ranks, int channel, std::uint32_t use) {
   words(ranks.region[ranks.rank])[small_sum::Layout::use_word(channel)] = use;

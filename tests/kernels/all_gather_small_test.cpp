@@ -88,7 +88,7 @@ TYPED_TEST(AllGatherSmall, EveryRankHasAllColumns) {
           all_gather_small<T>(stream, at, View<T>(y[me].data() + offset, {c.rows, c.columns}),
                               std::chrono::seconds(100));
           all_reduce_small<T>(stream, at, View<const T>(x[me].data(), {300}), View<T>(x[me].data(), {300}),
-                              std::chrono::seconds(100));
+                              SmallSumEnd::store, std::chrono::seconds(100));
           if (on_gpu()) ridge::cuda::synchronize(stream);
           wrong[me] += wrong_elements(y[me].data() + offset, c, use);
           for (const T& v : x[me]) wrong[me] += static_cast<float>(v) == static_cast<float>(ranks) ? 0 : 1;

@@ -33,11 +33,14 @@ T sum_of(int ranks, std::uint32_t use, std::int64_t i) {
   for (int r = 1; r < ranks; ++r) sum += static_cast<float>(value_of<T>(r, use, i));
   return static_cast<T>(sum);
 }
+constexpr int kBefore = 9;  // not a rank: whose values are there before a sum is added
 template <class T>
-int wrong_sums(int ranks, std::uint32_t use, const T* y, std::int64_t n) {
+int wrong_sums(int ranks, std::uint32_t use, const T* y, std::int64_t n, bool added = false) {
   int wrong = 0;
   for (std::int64_t i = 0; i < n; ++i) {
-    const T want = sum_of<T>(ranks, use, i);
+    T want = sum_of<T>(ranks, use, i);
+    if (added)
+      want = static_cast<T>(static_cast<float>(value_of<T>(kBefore, use, i)) + static_cast<float>(want));
     wrong += std::memcmp(&want, y + i, sizeof(T)) == 0 ? 0 : 1;
   }
   return wrong;
@@ -62,14 +65,18 @@ class Summing {
       x_[b][static_cast<std::size_t>(offset + i)] = value_of<T>(ranks_.rank, use, i);
     T* x = x_[b].data() + offset;
     T* y = in_place_ ? x : y_[b].data() + offset;
+    const bool adds = !in_place_ && use % 3 != 0;
+    if (adds) {
+      for (std::int64_t i = 0; i < n; ++i) y[i] = value_of<T>(kBefore, use, i);
+    }
     all_reduce_small<T>(stream_of(ranks_.rank), ranks_, View<const T>(x, {n}), View<T>(y, {n}),
-                        std::chrono::seconds(100));
-    sums_.push_back({use, n, y});
+                        adds ? SmallSumEnd::add : SmallSumEnd::store, std::chrono::seconds(100));
+    sums_.push_back({use, n, y, adds});
   }
   bool full() const { return sums_.size() == kBurst; }
   void finish() {
     if (on_gpu()) ridge::cuda::synchronize(stream_of(ranks_.rank));
-    for (const Done& sum : sums_) wrong_ += wrong_sums(ranks_.size, sum.use, sum.y, sum.n);
+    for (const Done& sum : sums_) wrong_ += wrong_sums(ranks_.size, sum.use, sum.y, sum.n, sum.added);
     sums_.clear();
   }
   int wrong() const { return wrong_; }
@@ -79,6 +86,7 @@ class Summing {
     std::uint32_t use;
     std::int64_t n;
     const T* y;
+    bool added;
   };
   SmallSumRanks ranks_;
   bool in_place_;
@@ -189,13 +197,15 @@ TEST(AllReduceSmallRanks, OneThatNeverComesIsNamed) {
   const View<float> view(x.data(), {64});
   try {
     std::thread other([&] {
-      EXPECT_THROW(all_reduce_small<float>(test_stream(), regions.of(1), view, view, std::chrono::seconds(2)),
+      EXPECT_THROW(all_reduce_small<float>(test_stream(), regions.of(1), view, view, SmallSumEnd::store,
+                                           std::chrono::seconds(2)),
                    Error);
     });
     std::vector<float> mine(64);
     const View<float> own(mine.data(), {64});
     const auto join = std::shared_ptr<void>(nullptr, [&](void*) { other.join(); });
-    all_reduce_small<float>(test_stream(), regions.of(0), own, own, std::chrono::seconds(2));
+    all_reduce_small<float>(test_stream(), regions.of(0), own, own, SmallSumEnd::store,
+                            std::chrono::seconds(2));
     FAIL();
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("rank 2 did not come to it within 2 s"), std::string::npos)
@@ -215,6 +225,8 @@ TEST(AllReduceSmallRanks, WhatDoesNotFitIsAnError) {
   nine.size = 9;
   EXPECT_THROW(sum(nine, 4), Error);
   EXPECT_NO_THROW(sum(regions.of(0), 0));  // waits for nobody
+  const View<float> both(x.data(), {4});
+  EXPECT_THROW(all_reduce_small<float>(test_stream(), regions.of(0), both, both, SmallSumEnd::add), Error);
 }
 
 TEST(AllReduceSmallRanks, MetaCountsTheWork) {

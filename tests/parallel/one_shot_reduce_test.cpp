@@ -28,6 +28,15 @@ Tensor random_tensor(const Shape& shape, DType dtype, std::uint64_t seed, Device
   return Tensor::from(values, shape).to(dtype).on(device);
 }
 
+/// In f32, rounded to their dtype.
+std::vector<double> sum_of_two(const Tensor& a, const Tensor& b) {
+  const std::vector<double> x = values_of(a), y = values_of(b);
+  std::vector<float> sums;
+  for (std::size_t i = 0; i < x.size(); ++i)
+    sums.push_back(static_cast<float>(x[i]) + static_cast<float>(y[i]));
+  return values_of(Tensor::from(sums, a.shape()).to(a.dtype()));
+}
+
 /// All ranks' values added up in order in f32, and rounded to x's dtype.
 std::vector<double> sum_in_order(Communicator& host, const Tensor& x) {
   const std::vector<double> own = values_of(x.on(Device::cpu));
@@ -64,8 +73,12 @@ TEST(OneShotReduce, SumsInTheOrderOfRanks) {
           const Tensor x = random_tensor(shape, dtype, seed += 100);
           const std::vector<double> want = sum_in_order(tp, x);
           ASSERT_TRUE(one_shot->takes(x));
+          const Tensor part = x.contiguous_copy(), y = random_tensor(shape, dtype, seed += 100);
           one_shot->all_reduce(x);
           EXPECT_EQ(values_of(x), want) << size << " ranks";
+          const std::vector<double> added = sum_of_two(y, x);
+          one_shot->add_all_reduced(part, y);
+          EXPECT_EQ(values_of(y), added) << size << " ranks";
         }
       }
     });
@@ -84,6 +97,8 @@ TEST(OneShotReduce, TakesWhatItHasRoomFor) {
     const Tensor x = Tensor::zeros({8, 8}, DType::f32);
     EXPECT_THROW(one_shot->all_reduce(x.sliced(1, 0, 4)), Error);
     EXPECT_THROW(one_shot->all_reduce(Tensor::zeros({5000}, DType::f32)), Error);
+    EXPECT_THROW(one_shot->add_all_reduced(x, Tensor::zeros({8, 9}, DType::f32)), Error);
+    EXPECT_THROW(one_shot->add_all_reduced(x, x), Error);
   });
 }
 
@@ -247,8 +262,12 @@ TEST_F(OneShotRanks, GiveTheBitsOfSumsInOrderAndTheSumsOfNccl) {
         const std::vector<double> want = sum_in_order(world(), x);
         const Tensor nccl = x.contiguous_copy();
         reduce_from_tp(nccl, *nccl_);
+        const Tensor part = x.contiguous_copy(), y = random_tensor({n}, dtype, seed(), Device::cuda);
         one_shot_->all_reduce(x);
         ASSERT_EQ(values_of(x.on(Device::cpu)), want) << n << " from " << offset;
+        const std::vector<double> added = sum_of_two(y.on(Device::cpu), x.on(Device::cpu));
+        one_shot_->add_all_reduced(part, y);
+        ASSERT_EQ(values_of(y.on(Device::cpu)), added) << n << " from " << offset;
         EXPECT_LT(test::normalized_error(x.on(Device::cpu), nccl.on(Device::cpu)),
                   dtype == DType::f32 ? 2e-6 : 2e-2);
       }
