@@ -206,7 +206,8 @@ void Product::multiply(const Tensor& x_RK, const Tensor& room_RN) const {
       if (part.columns == 0) continue;
       const View<T> y = room_RN.sliced(1, part.column, part.column + part.columns).view<T>();
       if (part.quantized.has_value()) {
-        kernels::quant_matmul<T>(stream, x_RK.view<T>(), part.quantized->view(), y);
+        const bool early = true;  // nothing writes the weights while tokens are made
+        kernels::quant_matmul<T>(stream, x_RK.view<T>(), part.quantized->view(), y, early);
         continue;
       }
       if constexpr (std::is_same_v<T, float>) {

@@ -62,13 +62,13 @@ bool has_quant_matmul(const QuantView& w, std::int64_t rows, Device device) {
 }
 
 template <class T>
-void quant_matmul(Stream& stream, View<const T> x_MK, const QuantView& w, View<T> y_MN) {
+void quant_matmul(Stream& stream, View<const T> x_MK, const QuantView& w, View<T> y_MN, bool early) {
   if (!fits(x_MK, w, y_MN) || !has_quant_gemv(w)) {
     fail("quant_matmul: {} times {} [{}, {}] into {}", to_string(x_MK.shape), name_of(w.format), w.rows,
          w.cols, to_string(y_MN.shape));
   }
   const Work work = quant_matmul_work(x_MK, w);
-  const auto on_cuda = [&] { cuda::quant_matmul<T>(stream, x_MK, w, y_MN); };
+  const auto on_cuda = [&] { cuda::quant_matmul<T>(stream, x_MK, w, y_MN, early); };
   if (planned_device(stream.device()) == Device::cuda)
     return launch(
         stream, "quant_matmul", work, [] {}, on_cuda);
@@ -82,7 +82,7 @@ void quant_matmul(Stream& stream, View<const T> x_MK, const QuantView& w, View<T
   });
 }
 
-template void quant_matmul<float>(Stream&, View<const float>, const QuantView&, View<float>);
-template void quant_matmul<bf16>(Stream&, View<const bf16>, const QuantView&, View<bf16>);
+template void quant_matmul<float>(Stream&, View<const float>, const QuantView&, View<float>, bool);
+template void quant_matmul<bf16>(Stream&, View<const bf16>, const QuantView&, View<bf16>, bool);
 
 }  // namespace ridge::kernels

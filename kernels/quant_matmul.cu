@@ -162,18 +162,18 @@ bool has_quant_matmul(const QuantView& w, std::int64_t rows) {
 }
 
 template <class T>
-void quant_matmul(Stream& stream, View<const T> x_MK, const QuantView& w, View<T> y_MN) {
+void quant_matmul(Stream& stream, View<const T> x_MK, const QuantView& w, View<T> y_MN, bool early) {
   if (y_MN.numel() == 0) return;
   if constexpr (std::is_same_v<T, bf16>) {
     // For any number of rows, so that the bits of one do not depend on it.
-    if (has_quant_wgmma(w) && aligned(x_MK)) return quant_wgmma(stream, x_MK, w, y_MN);
+    if (has_quant_wgmma(w) && aligned(x_MK)) return quant_wgmma(stream, x_MK, w, y_MN, early);
     const auto multiply_by = [&](auto format) { multiply<decltype(format)>(stream, x_MK, w, y_MN); };
     if (has_mma(w) && aligned(x_MK) && visit_mma_format(w, multiply_by)) return;
   }
   quant_gemv<T>(stream, x_MK, w, y_MN);
 }
 
-template void quant_matmul<float>(Stream&, View<const float>, const QuantView&, View<float>);
-template void quant_matmul<bf16>(Stream&, View<const bf16>, const QuantView&, View<bf16>);
+template void quant_matmul<float>(Stream&, View<const float>, const QuantView&, View<float>, bool);
+template void quant_matmul<bf16>(Stream&, View<const bf16>, const QuantView&, View<bf16>, bool);
 
 }  // namespace ridge::kernels::cuda

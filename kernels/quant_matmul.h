@@ -22,15 +22,15 @@ Work quant_matmul_work(const View<const T>& x_MK, const QuantView& w) {
 bool has_quant_matmul(const QuantView& w, std::int64_t rows, Device device);
 
 /// y [M, N] = x [M, K] w', M at most kQuantRows; x and y with dense rows of any stride, 16-byte aligned rows
-/// on a GPU. Sums are kept in f32. The bits of a row do not depend on the other rows. Instantiated for float
-/// and bf16.
+/// on a GPU. Sums are kept in f32. The bits of a row do not depend on the other rows. `early`: on a GPU w may
+/// be read before the kernels ahead have ended. Instantiated for float and bf16.
 template <class T>
-void quant_matmul(Stream& stream, View<const T> x_MK, const QuantView& w, View<T> y_MN);
+void quant_matmul(Stream& stream, View<const T> x_MK, const QuantView& w, View<T> y_MN, bool early = false);
 
 namespace cuda {
 bool has_quant_matmul(const QuantView& w, std::int64_t rows);
 template <class T>
-void quant_matmul(Stream& stream, View<const T> x_MK, const QuantView& w, View<T> y_MN);
+void quant_matmul(Stream& stream, View<const T> x_MK, const QuantView& w, View<T> y_MN, bool early);
 }  // namespace cuda
 
 }  // namespace ridge::kernels

@@ -72,7 +72,7 @@ bool has_quant_wgmma(const QuantView& w) {
   return w.rows * across < kMost && w.first_block + w.rows * w.row_blocks < kMost;
 }
 
-void quant_wgmma(Stream& stream, View<const bf16> x_MK, const QuantView& w, View<bf16> y_MN) {
+void quant_wgmma(Stream& stream, View<const bf16> x_MK, const QuantView& w, View<bf16> y_MN, bool early) {
   WgmmaParams p{};
   p.rows = static_cast<int>(w.rows);
   p.columns = static_cast<int>(w.cols);
@@ -85,6 +85,7 @@ void quant_wgmma(Stream& stream, View<const bf16> x_MK, const QuantView& w, View
   p.m = static_cast<int>(x_MK.dim(0));
   p.y = y_MN.data;
   p.y_stride = y_MN.strides[0];
+  p.early = early;
   visit_format(w, [&](auto format) {
     launch_quant_wgmma<decltype(format)>(device::native(stream), p, w.codes, w.row_bytes());
   });

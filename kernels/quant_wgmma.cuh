@@ -10,6 +10,7 @@
 #pragma once
 
 #include "core/base/cuda_check.h"
+#include "kernels/device/overlap.cuh"
 #include "kernels/device/tensor_map.h"
 #include "kernels/quant_wgmma_feed.cuh"
 
@@ -275,17 +276,20 @@ template <class Format, int kX>
 __global__ void __launch_bounds__(kWorkers<kX> + kFeeders, 1)
     quant_wgmma_kernel(const __grid_constant__ WgmmaParams p) {
   extern __shared__ __align__(1024) char memory[];
+  device::let_next_begin();
+  if (threadIdx.x == 0) device::prefetch_map(&p.map);
   const WgmmaBlock<Format, kX> block(p, static_cast<std::uint32_t>(__cvta_generic_to_shared(memory)));
   if (threadIdx.x >= kWorkers<kX>) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kFeederRegisters<kX>));
-    WgmmaFeeder<Format, kX> feeder(block, static_cast<int>(threadIdx.x) - kWorkers<kX>);
     block.prepare();
-    feeder.run();
+    device::wait_for_previous();
+    WgmmaFeeder<Format, kX>(block, static_cast<int>(threadIdx.x) - kWorkers<kX>).run();
     if (p.cluster > 1) device::cluster_wait();
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kWorkerRegisters<kX>));
-    WgmmaWorker<Format, kX> worker(block, static_cast<int>(threadIdx.x));
+    WgmmaWorker<Format, kX> worker(block, static_cast<int>(threadIdx.x));  // brings codes and scales
     block.prepare();
+    device::wait_for_previous();
     worker.run();
   }
 }
@@ -303,19 +307,11 @@ void launch_wgmma(cudaStream_t stream, WgmmaParams p, const std::uint8_t* codes,
   for (int i = 0; i < p.cluster; ++i)
     p.first_slab[i] = 2 * static_cast<int>(std::int64_t{i} * boxes / p.cluster);
   p.first_slab[p.cluster] = p.slabs;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(p.clusters * p.cluster));
-  config.blockDim = dim3(kWorkers<kX> + kFeeders);
-  config.dynamicSmemBytes = kShared;
-  config.stream = stream;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(p.cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
-  config.numAttrs = p.cluster > 1 ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, p));
+  static const cudaError_t kAllowed = device::allow_shared_memory(kernel, kShared);
+  check_cuda(kAllowed);
+  device::launch_clusters_waiting(stream, p.early, static_cast<unsigned>(p.cluster), kernel,
+                                  dim3(static_cast<unsigned>(p.clusters * p.cluster)),
+                                  kWorkers<kX> + kFeeders, kShared, p);
 }
 
 template <class Format>

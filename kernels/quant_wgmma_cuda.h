@@ -11,7 +11,7 @@ namespace ridge::kernels::cuda {
 bool has_quant_wgmma(const QuantView& w);
 
 /// y [M, N] = x [M, K] w', M at most 64, rows of x 16-byte aligned. The bits of a row depend on M no more
-/// than on the other rows.
-void quant_wgmma(Stream& stream, View<const bf16> x_MK, const QuantView& w, View<bf16> y_MN);
+/// than on the other rows. `early`: w is read before the kernels ahead have ended.
+void quant_wgmma(Stream& stream, View<const bf16> x_MK, const QuantView& w, View<bf16> y_MN, bool early);
 
 }  // namespace ridge::kernels::cuda

@@ -59,6 +59,7 @@ struct WgmmaParams {
   int cluster, clusters;  // blocks that share the slabs of their rows; how many times these
   int first_slab[9];      // of each, and the end
   int tiles;              // of kWgmmaRows
+  bool early;
 };
 
 /// How many clusters of so many blocks an H200 holds at once.

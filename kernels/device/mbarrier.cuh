@@ -25,6 +25,10 @@ __device__ __forceinline__ void arrive_expecting(std::uint32_t barrier, int byte
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
+/// A tensor map, a kernel's parameter, that will be needed.
+__device__ __forceinline__ void prefetch_map(const void* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 /// A box of a tensor map, from column and row on.
 __device__ __forceinline__ void copy_box(std::uint32_t to, const void* map, int column, int row,
                                          std::uint32_t barrier) {

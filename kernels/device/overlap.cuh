@@ -29,22 +29,33 @@ cudaError_t allow_shared_memory(void (*kernel)(Parameters...), int most) {
                               cudaSharedmemCarveoutMaxShared);
 }
 
-/// Queues a kernel that calls wait_for_previous(). With `early` it may begin before the kernel ahead of it
-/// has ended.
+/// Queues a kernel that calls wait_for_previous(), in clusters of so many blocks. With `early` it may begin
+/// before the kernel ahead of it has ended.
 template <class... Parameters, class... Arguments>
-void launch_waiting(cudaStream_t stream, bool early, void (*kernel)(Parameters...), dim3 grid,
-                    unsigned threads, std::size_t shared_bytes, Arguments&&... arguments) {
+void launch_clusters_waiting(cudaStream_t stream, bool early, unsigned cluster, void (*kernel)(Parameters...),
+                             dim3 grid, unsigned threads, std::size_t shared_bytes,
+                             Arguments&&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = early ? 1 : 0;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = early ? 1 : 0;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = cluster;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : 1;
   check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+/// The same without clusters.
+template <class... Parameters, class... Arguments>
+void launch_waiting(cudaStream_t stream, bool early, void (*kernel)(Parameters...), dim3 grid,
+                    unsigned threads, std::size_t shared_bytes, Arguments&&... arguments) {
+  launch_clusters_waiting(stream, early, 1, kernel, grid, threads, shared_bytes,
+                          std::forward<Arguments>(arguments)...);
 }
 template <class... Parameters, class... Arguments>
 void launch_overlapped(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, unsigned threads,

@@ -177,7 +177,8 @@ class GemmBench {
       if (step)
         return kernels::decode_product(stream(), x.view<bf16>(), copies[i].view(), steps, y.view<bf16>());
       if (codes)
-        return kernels::quant_matmul<bf16>(stream(), x.view<bf16>(), copies[i].view(), y.view<bf16>());
+        return kernels::quant_matmul<bf16>(stream(), x.view<bf16>(), copies[i].view(), y.view<bf16>(),
+                                           steps.early);
       kernels::dequantize<bf16>(stream(), copies[i].view(), dense.view<bf16>());
       kernels::matmul<bf16>(stream(), x.view<bf16>(), dense.transposed(0, 1).view<bf16>(), y.view<bf16>());
     });

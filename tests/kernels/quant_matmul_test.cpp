@@ -236,6 +236,29 @@ TEST(QuantMatmulBits, ManyRowsDoNotDependOnEachOther) {
   }
 }
 
+// Products that begin while the one ahead, whose output they read and which reads theirs, still runs.
+TEST(QuantMatmulBits, EarlyOrNot) {
+  constexpr std::int64_t kSide = 1408;
+  for (const char* name : {"int8", "fp8-block", "nf4-dq", "int4-g32-zp", "int4-g128"}) {
+    const RandomWeight w(parse_weight_format(name), kSide, kSide, 9);
+    for (const std::int64_t m : {9, 31, 64}) {
+      if (!runs_here(w.view(), m)) continue;
+      const auto chain = [&](bool early) {
+        Array<bf16> x = Array<bf16>({m, kSide}).randomize(1), y({m, kSide});
+        const View<bf16> from = x.view(), to = y.view();
+        for (int i = 0; i < 3; ++i) {
+          quant_matmul<bf16>(test_stream(), x.in(), w.view(), to, early);
+          quant_matmul<bf16>(test_stream(), y.in(), w.view(), from, early);
+        }
+        return x.values();
+      };
+      const auto got = chain(true), want = chain(false);
+      ASSERT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(want[0])), 0)
+          << name << ", " << m << " rows";
+    }
+  }
+}
+
 // A row's result does not depend on the rows beside it: decoding a batch is decoding each alone.
 TYPED_TEST(QuantMatmul, RowsDoNotDependOnEachOther) {
   for (const char* name : kFormats) {
