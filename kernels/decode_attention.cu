@@ -45,7 +45,7 @@ struct DecodeLaunch {
     const auto kernel = attend_few_keys<K, kDim, kFewStages>;
     static const cudaError_t kAllowed = device::allow_shared_memory(kernel, most_bytes<K, kDim>(kFewStages));
     check_cuda(kAllowed);
-    run<K, kDim>(kernel, kClusterParts, kFewStages, DecodeExchange<kDim>::bytes(params.share), 0);
+    run<K, kDim>(kernel, kClusterParts, kFewStages, DecodeExchange<K, kDim>::bytes(params.share), 0);
   }
   template <class K, int kDim>
   void many() {
@@ -56,7 +56,7 @@ struct DecodeLaunch {
   }
   template <class K, int kDim>
   static int most_bytes(int stages) {
-    return DecodeExchange<kDim>::bytes(kMostShare) +
+    return DecodeExchange<K, kDim>::bytes(kMostShare) +
            std::max({kPartWarps * stages * Ring<K, kDim>::kStageBytes, DecodeWarps<kDim>::bytes(kMostShare),
                      kManyBytes});
   }

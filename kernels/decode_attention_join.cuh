@@ -1,15 +1,20 @@
 // Sums of a block's warps become the part's, those of parts o: by the blocks of a cluster, each of which has
-// some columns, or by the last block of a head to be done. Both add in the same order: parts 8 i + s for each
-// s, then the eight in pairs.
+// some columns of all warps, or by the last block of a head to be done. Both add in the same order: a part's
+// warps, then parts 8 i + s for each s, then the eight in pairs.
 #pragma once
 
 #include "kernels/decode_attention.cuh"
 #include "kernels/device/cluster.cuh"
+#include "kernels/device/mbarrier.cuh"
 
 namespace ridge::kernels::cuda {
 
 __device__ __forceinline__ void scale_add(float4& sum, float4 x, float factor) {
   sum.x += x.x * factor, sum.y += x.y * factor, sum.z += x.z * factor, sum.w += x.w * factor;
+}
+/// Of two rows, two columns each.
+__device__ __forceinline__ void scale_add(float4& sum, float4 x, float first, float second) {
+  sum.x += x.x * first, sum.y += x.y * second, sum.z += x.z * first, sum.w += x.w * second;
 }
 __device__ __forceinline__ float4 added(float4 a, float4 b) {
   return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
@@ -64,68 +69,104 @@ struct DecodeWarps {
   }
 };
 
-/// 16 columns of every part of the cluster, in a block's shared memory: [parts, share, 16], then [parts,
-/// share] pairs of maximum and sum of weights.
-template <int kDim>
+/// What the cluster's warps have of 16 columns, in a block's shared memory: a barrier; [warps, pairs of rows,
+/// 2, parts, 4] fours, of two rows two columns each; [warps, pairs, parts] fours, of two rows the maximum and
+/// the sum of weights. Sums are added as DecodeWarps and DecodeParts add them.
+template <class K, int kDim>
 struct DecodeExchange {
-  static constexpr int kColumns = 16, kSlices = kDim / kColumns, kParts = decode_detail::kClusterParts;
+  using Rows = DecodeRows<K, kDim>;
+  static constexpr int kColumns = 16, kSlices = kDim / kColumns, kParts = decode_detail::kClusterParts,
+                       kWarps = decode_detail::kPartWarps;
   static_assert(kSlices <= kParts && kParts == 8);
   unsigned at;  // the same in each block
   int share;
 
-  static constexpr int bytes(int share) { return (kParts * share * (kColumns + 2) * 4 + 127) / 128 * 128; }
-  __device__ __forceinline__ unsigned sums(int part, int row) const {
-    return at + static_cast<unsigned>((part * share + row) * kColumns * 4);
+  static constexpr int pairs(int share) { return (share + 1) / 2; }
+  /// That come to a block.
+  static constexpr int sent(int share) { return kWarps * kParts * pairs(share) * (8 + 1) * 16; }
+  static constexpr int bytes(int share) { return 128 + sent(share); }
+
+  /// One thread, before the cluster's blocks meet.
+  __device__ __forceinline__ void begin() const {
+    device::begin_barrier(at, 1);
+    device::fence_barriers();
+    device::arrive_expecting(at, sent(share));
   }
-  __device__ __forceinline__ unsigned peak(int part, int row) const {
-    return at + static_cast<unsigned>(kParts * share * kColumns * 4 + (part * share + row) * 8);
+  /// Of warp `warp` of part `part`, rows 2 pair and 2 pair + 1.
+  __device__ __forceinline__ unsigned sums(int part, int warp, int pair, int column) const {
+    const int half = (warp * pairs(share) + pair) * 2 + column / 4;
+    return at + static_cast<unsigned>(128 + ((half * kParts + part) * 4 + column % 4) * 16);
+  }
+  __device__ __forceinline__ unsigned peaks(int part, int warp, int pair) const {
+    const int before = kWarps * kParts * pairs(share) * 8 + (warp * pairs(share) + pair) * kParts;
+    return at + static_cast<unsigned>(128 + (before + part) * 16);
   }
 
-  /// Part `part` to the blocks that have its columns.
-  __device__ __forceinline__ void send(const DecodeWarps<kDim>& warps, int part) const {
-    const int all = 4 * share;  // fours of columns a slice
-    for (int i = static_cast<int>(threadIdx.x); i < kSlices * all; i += static_cast<int>(blockDim.x)) {
-      const int slice = i / all, row = i % all / 4, column = i % 4 * 4;
-      float2 of;
-      const float4 x = warps.part(row, kColumns * slice + column, of);
-      const auto to = static_cast<unsigned>(slice);
-      device::store_there(device::shared_of(sums(part, row), to) + static_cast<unsigned>(4 * column), x.x,
-                          x.y, x.z, x.w);
-      if (column == 0) device::store_there(device::shared_of(peak(part, row), to), of.x, of.y);
+  /// This warp's, of part `part`, to the blocks that have the columns.
+  __device__ __forceinline__ void send(const Rows& rows, int part) const {
+    const float total[2] = {over_rows(rows.sum[0], device::Sum{}), over_rows(rows.sum[1], device::Sum{})};
+    const int pair = lane_id() % 4, column = lane_id() / 4;
+    if (pair >= pairs(share)) return;
+    const unsigned to = sums(part, warp_id(), pair, column);
+#pragma unroll
+    for (int n = 0; n < kSlices; ++n)
+      device::send_there(device::shared_of(to, n), device::shared_of(at, n), rows.sums[n]);
+    if (column < kSlices) {
+      const float all[4] = {rows.peak[0], total[0], rows.peak[1], total[1]};
+      device::send_there(device::shared_of(peaks(part, warp_id(), pair), column),
+                         device::shared_of(at, column), all);
     }
   }
 
-  __device__ __forceinline__ float2 peak_of(int part, int row) const {
-    float2 x;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(peak(part, row)) : "memory");
-    return x;
-  }
-  __device__ __forceinline__ float4 sums_of(int part, int row, int column) const {
+  static __device__ __forceinline__ float4 load(unsigned from) {
     float4 x;
     asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-                 : "r"(sums(part, row) + static_cast<unsigned>(4 * column))
+                 : "r"(from)
                  : "memory");
     return x;
   }
-
-  /// The columns of slice `slice` of o: lane l has part l / 4, and columns 4 (l % 4) and on.
-  __device__ __forceinline__ void join(const DecodeBlock& block, int slice) const {
-    for (int row = warp_id(); row < share; row += decode_detail::kPartWarps) {
-      const int part = lane_id() / 4, column = 4 * (lane_id() % 4);
-      const float2 of = peak_of(part, row);
-      const float4 x = sums_of(part, row, column);
-      const float factor = fast_power2(of.x - finite_base(over_rows(of.x, device::Max{})));
-      const float sum = over_rows(__fmul_rn(factor, of.y), device::Sum{});
-      float4 all{0, 0, 0, 0};
-      scale_add(all, x, factor);
+  /// Columns number `column` of a part, of two rows, and their maxima and sums of weights.
+  __device__ __forceinline__ float4 part(int which, int pair, int column, float2 (&of)[2]) const {
+    float4 peak[kWarps], all{0, 0, 0, 0};
+    of[0] = of[1] = {-INFINITY, 0};
 #pragma unroll
-      for (int lanes = 4; lanes < 32; lanes *= 2) {
-        all = added(all,
-                    {__shfl_xor_sync(0xFFFFFFFFu, all.x, lanes), __shfl_xor_sync(0xFFFFFFFFu, all.y, lanes),
-                     __shfl_xor_sync(0xFFFFFFFFu, all.z, lanes), __shfl_xor_sync(0xFFFFFFFFu, all.w, lanes)});
+    for (int w = 0; w < kWarps; ++w) {
+      peak[w] = load(peaks(which, w, pair));
+      of[0].x = fmaxf(of[0].x, peak[w].x), of[1].x = fmaxf(of[1].x, peak[w].z);
+    }
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float first = fast_power2(peak[w].x - finite_base(of[0].x)),
+                  second = fast_power2(peak[w].z - finite_base(of[1].x));
+      of[0].y += first * peak[w].y, of[1].y += second * peak[w].w;
+      scale_add(all, load(sums(which, w, pair, column)), first, second);
+    }
+    return all;
+  }
+  /// The columns of slice `slice` of o, when all have come: lane l has part l / 4.
+  __device__ __forceinline__ void join(const DecodeBlock& block, int slice) const {
+    device::await_cluster(at, 0);
+    for (int job = warp_id(); job < 2 * pairs(share); job += kWarps) {
+      const int pair = job / 2, column = job % 2 * 4 + lane_id() % 4;
+      float2 of[2];
+      const float4 x = part(lane_id() / 4, pair, column, of);
+      float factor[2], sum[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        factor[r] = fast_power2(of[r].x - finite_base(over_rows(of[r].x, device::Max{})));
+        sum[r] = over_rows(__fmul_rn(factor[r], of[r].y), device::Sum{});
       }
-      if (lane_id() < 4) write_four(block.o_of(row, kDim) + slice * kColumns + column, all, inverse_sum(sum));
+      float4 all{0, 0, 0, 0};
+      scale_add(all, x, factor[0], factor[1]);
+      all = {over_rows(all.x, device::Sum{}), over_rows(all.y, device::Sum{}),
+             over_rows(all.z, device::Sum{}), over_rows(all.w, device::Sum{})};
+      const int r = lane_id() / 4;  // lanes of the first parts write, a row each
+      if (r >= 2 || 2 * pair + r >= share) continue;
+      const float by = inverse_sum(r == 0 ? sum[0] : sum[1]);
+      bf16* to = block.o_of(2 * pair + r, kDim) + slice * kColumns + (Rows::kWide ? 1 : 2) * column;
+      to[0] = device::round_to<bf16>((r == 0 ? all.x : all.y) * by);
+      to[Rows::kNext] = device::round_to<bf16>((r == 0 ? all.z : all.w) * by);
     }
   }
 };

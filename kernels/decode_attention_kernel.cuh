@@ -85,9 +85,12 @@ __global__ void __cluster_dims__(decode_detail::kClusterParts, 1, 1)
     __launch_bounds__(32 * decode_detail::kPartWarps)
         attend_few_keys(const __grid_constant__ DecodeAttentionParams p) {
   using namespace decode_detail;
-  using Exchange = DecodeExchange<kDim>;
+  using Exchange = DecodeExchange<K, kDim>;
   extern __shared__ __align__(128) unsigned char memory[];
   device::let_next_begin();
+  const Exchange exchange{shared_address(memory), p.share};
+  if (threadIdx.x == 0) exchange.begin();
+  __syncwarp();
   device::cluster_arrive_relaxed();
   const int rank = static_cast<int>(device::cluster_rank());
   const DecodeBlock at(p, static_cast<int>(blockIdx.x) / kClusterParts, rank);
@@ -95,19 +98,13 @@ __global__ void __cluster_dims__(decode_detail::kClusterParts, 1, 1)
     device::wait_for_previous();
     return write_no_token<kDim>(at, kClusterParts);
   }
-  const Exchange exchange{shared_address(memory), p.share};
   DecodeWarp<K, kDim, kStages> warp(at, exchange.at + static_cast<unsigned>(Exchange::bytes(p.share)));
   device::wait_for_previous();
   warp.start();
   warp.meet();
-  const DecodeWarps<kDim> warps = warp.finish(memory + Exchange::bytes(p.share));
   device::cluster_wait();  // all its blocks have begun
-  exchange.send(warps, rank);
-  __syncwarp();
-  device::cluster_arrive();
-  if (rank >= Exchange::kSlices) return;
-  device::cluster_wait();
-  exchange.join(at, rank);
+  exchange.send(warp.rows, rank);
+  if (rank < Exchange::kSlices) exchange.join(at, rank);
 }
 
 /// Any number of keys: the parts of a head meet in the scratch.

@@ -1,5 +1,5 @@
 // Blocks of a cluster run side by side and write each other's shared memory (PTX ISA: barrier.cluster, mapa,
-// st.shared::cluster). Threads that have ended count as arrived.
+// st.async). Threads that have ended count as arrived.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,10 +16,6 @@ __device__ __forceinline__ unsigned cluster_rank() {
 __device__ __forceinline__ void cluster_arrive_relaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
-/// What this thread wrote is seen by those that have waited.
-__device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
 /// Until all threads of the cluster have arrived; one wait an arrival.
 __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
@@ -31,13 +27,13 @@ __device__ __forceinline__ unsigned shared_of(unsigned address, unsigned rank) {
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
   return there;
 }
-__device__ __forceinline__ void store_there(unsigned address, float a, float b) {
-  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory");
-}
-__device__ __forceinline__ void store_there(unsigned address, float a, float b, float c, float d) {
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c),
-               "f"(d)
-               : "memory");
+/// 16 bytes to `address`, of which the barrier there is told as of a copy's.
+__device__ __forceinline__ void send_there(unsigned address, unsigned barrier, const float (&x)[4]) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+          address),
+      "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "r"(barrier)
+      : "memory");
 }
 
 }  // namespace ridge::kernels::device

@@ -4,11 +4,13 @@
 namespace ridge::emulated {
 namespace {
 
-// A barrier's word: the parity of its phase, arrivals that a phase wants, and those it still wants.
+// A barrier's word: arrivals that its phase still wants, and that each phase wants; bytes of copies that it
+// waits for, below 0 where they came first; the phase's parity.
 struct BarrierWord {
-  std::uint32_t pending;
-  std::uint32_t wanted : 31;
-  std::uint32_t parity : 1;
+  std::uint64_t pending : 20;
+  std::uint64_t wanted : 20;
+  std::int64_t bytes : 23;
+  std::uint64_t parity : 1;
 };
 static_assert(sizeof(BarrierWord) == 8);
 
@@ -20,22 +22,47 @@ BarrierWord* barrier_at(Warp& w, const Instruction& i, std::size_t operand, int 
 void begin_barrier(Warp& w, const Instruction& i, Mask mask) {
   each(mask, [&](int l) {
     const auto count = w.get<std::uint32_t>(i.from[1], l);
-    *barrier_at(w, i, 0, l) = BarrierWord{count, count, 0};
+    *barrier_at(w, i, 0, l) = BarrierWord{count, count, 0, 0};
   });
 }
+void end_phase(BarrierWord& barrier) {
+  if (barrier.pending != 0 || barrier.bytes != 0) return;
+  barrier.pending = barrier.wanted;
+  barrier.parity ^= 1;
+}
+// With a second operand, the phase waits for so many bytes too.
 void arrive(Warp& w, const Instruction& i, Mask mask) {
   each(mask, [&](int l) {
     BarrierWord& barrier = *barrier_at(w, i, 0, l);
     if (barrier.pending == 0) throw std::runtime_error("an arrival at a barrier that is not begun");
     w.set(i.to[0], l, barrier);
-    if (--barrier.pending == 0) {
-      barrier.pending = barrier.wanted;
-      barrier.parity ^= 1;
+    if (i.from.size() > 1) barrier.bytes += w.get<std::uint32_t>(i.from[1], l);
+    --barrier.pending;
+    end_phase(barrier);
+  });
+}
+// Words of 32 bits to a place, whose barrier is the last operand.
+void send(Warp& w, const Instruction& i, Mask mask) {
+  const std::size_t words = i.from.size() - 2;
+  each(mask, [&](int l) {
+    const auto address = w.get<std::uint32_t>(i.from[0], l) + static_cast<std::uint32_t>(i.offset);
+    std::byte* to = w.block.shared_at(address, 4 * words);
+    for (std::size_t k = 0; k < words; ++k) {
+      const auto word = w.get<std::uint32_t>(i.from[1 + k], l);
+      std::memcpy(to + 4 * k, &word, 4);
     }
+    const auto barrier = w.get<std::uint32_t>(i.from.back(), l);
+    if (barrier >> kClusterShift != address >> kClusterShift)
+      throw std::runtime_error("st.async to another block than its barrier's");
+    auto& word = *reinterpret_cast<BarrierWord*>(w.block.shared_at(barrier, sizeof(BarrierWord)));
+    word.bytes -= static_cast<std::int64_t>(4 * words);
+    end_phase(word);
   });
 }
 void pending_count(Warp& w, const Instruction& i, Mask mask) {
-  each(mask, [&](int l) { w.set(i.to[0], l, w.get<BarrierWord>(i.from[0], l).pending); });
+  each(mask, [&](int l) {
+    w.set(i.to[0], l, static_cast<std::uint32_t>(w.get<BarrierWord>(i.from[0], l).pending));
+  });
 }
 void try_wait(Warp& w, const Instruction& i, Mask mask) {
   each(mask, [&](int l) {
@@ -80,8 +107,7 @@ void zero(Warp& w, const Instruction& i, Mask mask) {
 bool choose_barrier(const Opcode& op, Instruction& i) {
   if (op.has("init")) return i.run = begin_barrier, true;
   if (op.has("pending_count")) return i.run = pending_count, true;
-  if (op.has("expect_tx")) return false;
-  if (op.has("arrive")) return i.run = arrive, i.from.size() == 1;
+  if (op.has("arrive")) return i.run = arrive, i.from.size() == (op.has("expect_tx") ? 2 : 1);
   if (op.has("parity")) return i.run = try_wait, true;
   return false;
 }
@@ -90,6 +116,7 @@ bool choose_barrier(const Opcode& op, Instruction& i) {
 
 bool choose_copy(const Opcode& op, Instruction& i) {
   if (op.name == "mbarrier") return choose_barrier(op, i);
+  if (op.name == "st" && op.has("async")) return i.run = send, op.type() == "f32" || op.type() == "b32";
   if (op.name == "createpolicy") return i.run = zero, true;
   if (op.name == "membar" || op.name == "fence" || op.name == "griddepcontrol" || op.name == "nanosleep" ||
       op.name == "prefetch" || op.name == "discard")
