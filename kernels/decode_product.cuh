@@ -107,14 +107,25 @@ __device__ __forceinline__ void await_stage(int stages) {
   device::await_copies<1>();
 }
 
-template <class Format, int kNT>
-using AnyWarp = std::conditional_t<Format::kInteger, IntegerWarp<Format, kNT>, DecodeWarp<Format>>;
+// kMost: rows of x that it has room for.
+template <class Format, int kMost>
+struct AnyWarp {
+  using Type = DecodeWarp<Format>;
+};
+template <class Format, int kMost>
+requires(Format::kInteger) struct AnyWarp<Format, kMost> {
+  using Type = IntegerWarp<Format, kMost / 2>;
+};
+template <class Format, int kMost>
+requires(Piece<Format>::kSpread&& kMost <= 2) struct AnyWarp<Format, kMost> {
+  using Type = SpreadWarp<Format, kMost>;
+};
 
-template <class Format, int kNT>
+template <class Format, int kMost>
 __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
                                                PieceReader<Format>& reader) {
   const DecodeParams& p = block.p;
-  AnyWarp<Format, kNT> warp(block);
+  typename AnyWarp<Format, kMost>::Type warp(block);
   TileEnd<Format> end(block);
   Ring<Format> ring(block.ring(warp.warp), block.at.ring_bytes);
   unsigned turn = 0;
@@ -150,7 +161,7 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
 }
 
 // kLong: where long_rows() says so.
-template <class Format, int kNT, bool kLong>
+template <class Format, int kMost, bool kLong>
 __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
     decode_product_kernel(const __grid_constant__ DecodeParams p, const __grid_constant__ DecodeShared at) {
   extern __shared__ __align__(128) char memory[];
@@ -173,14 +184,14 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   } else {
     x.all(fill);
   }
-  multiply_tiles<Format, kNT>(block, reader);
+  multiply_tiles<Format, kMost>(block, reader);
 }
 
-template <class Format, int kNT, bool kLong = false>
+template <class Format, int kMost, bool kLong = false>
 bool launch_kernel(cudaStream_t stream, const DecodeParams& params) {
   const DecodeShared at = DecodeShared::of<Format>(params);
   if (at.bytes == 0) return false;
-  const auto kernel = decode_product_kernel<Format, kNT, kLong>;
+  const auto kernel = decode_product_kernel<Format, kMost, kLong>;
   static const cudaError_t kAllowed = device::allow_shared_memory(kernel, kMostShared);
   check_cuda(kAllowed);
   const int most = (at.bytes <= shared_of(kBlocks) ? kBlocks : 1) * ridge::cuda::multiprocessors();
@@ -193,13 +204,18 @@ bool launch_kernel(cudaStream_t stream, const DecodeParams& params) {
 template <class Format>
 bool launch_decode_product(cudaStream_t stream, const DecodeParams& params) {
   if constexpr (Format::kFactored) {
-    if (long_rows<Format>(params)) return launch_kernel<Format, 1, true>(stream, params);
+    if (long_rows<Format>(params)) return launch_kernel<Format, kMostLong, true>(stream, params);
+  }
+  if constexpr (Piece<Format>::kSpread) {
+    if (params.m == 1) return launch_kernel<Format, 1>(stream, params);
+  }
+  if constexpr (Piece<Format>::kSpread || Format::kInteger) {
+    if (params.m <= 2) return launch_kernel<Format, 2>(stream, params);
   }
   if constexpr (Format::kInteger) {
-    if (params.m > 4) return launch_kernel<Format, 4>(stream, params);
-    if (params.m > 2) return launch_kernel<Format, 2>(stream, params);
+    if (params.m <= 4) return launch_kernel<Format, 4>(stream, params);
   }
-  return launch_kernel<Format, 1>(stream, params);
+  return launch_kernel<Format, static_cast<int>(kDecodeRows)>(stream, params);
 }
 
 }  // namespace ridge::kernels::cuda

@@ -55,6 +55,8 @@ struct Piece {
   static constexpr int kZeroBytes = Format::kHasZeros ? std::max(4, kScales) : 0;  // 4 may serve two pieces
   static constexpr int kScaleRows = kTiles ? 2 : kTileRows;                        // tiles: of rows 0 and 8
   static constexpr int kEarly = Format::kDense ? 3 : 2;                            // asked for before x
+  static constexpr bool kSpread = Format::kTable;  // units' sums apart, until a row's end
+  static_assert(!kSpread || (kUnits == 4 && kScales == kUnits));
   static constexpr int kStageBytes =
       (kTileRows * kPieceBytes + kScaleRows * (kScaleBytes + kZeroBytes) + 63) / 64 * 64;
 };

@@ -156,16 +156,29 @@ struct WarpCodes {
       }
     }
   }
-  // Each lane of a row finds one unit's, by two roundings, as elsewhere.
+  // Each lane of a row finds one unit's.
   __device__ __forceinline__ void nested_scales(Scales& to, int h, std::uint32_t from, int piece) const {
     static_assert(Of::kUnits == 4);
+    const float scale = nested_scale(h, from, piece);
+#pragma unroll
+    for (int u = 0; u < 4; ++u) to.of[u][h] = __shfl_sync(0xFFFFFFFFu, scale, u, 4);
+  }
+  // Of the row's unit q, by two roundings, as elsewhere.
+  __device__ __forceinline__ float nested_scale(int h, std::uint32_t from, int piece) const {
     const std::uint32_t map =
         block.address(block.at.map) + (block.p.gated() ? 1024u * static_cast<std::uint32_t>(h) : 0u);
     const float part =
         __uint_as_float(device::load_shared(map + 4 * load_byte(from + static_cast<std::uint32_t>(q))));
-    const float scale = __fadd_rn(__fmul_rn(part, nested.of(h, 4 * piece + q)), nested_reader.offset[h]);
-#pragma unroll
-    for (int u = 0; u < 4; ++u) to.of[u][h] = __shfl_sync(0xFFFFFFFFu, scale, u, 4);
+    return __fadd_rn(__fmul_rn(part, nested.of(h, 4 * piece + q)), nested_reader.offset[h]);
+  }
+  /// A lane's own of a piece's scales, which are at `scales`: of unit q in row g + 8 h.
+  __device__ __forceinline__ float own_scale(int h, std::uint32_t scales, int piece) const {
+    const std::uint32_t from = scales + static_cast<std::uint32_t>((g + 8 * h) * Of::kScaleBytes);
+    if constexpr (Format::kNested) {
+      return nested_scale(h, from, piece);
+    } else {
+      return __uint_as_float(device::load_shared(from + static_cast<std::uint32_t>(4 * q)));
+    }
   }
   /// Calls f(u) for the units of a piece that there are.
   template <class F>
@@ -193,7 +206,8 @@ struct DecodeWarp : WarpCodes<Format> {
   std::uint32_t x_row, sums, column;
   bool there;  // x's row g
   std::uint32_t x[kInFlight][4] = {};
-  float total[2][4] = {};  // two chains; the second: of rows with one scale
+  static constexpr int kTotals = Of::kSpread ? Of::kUnits : 2;
+  float total[kTotals][4] = {};  // of units, as SpreadWarp has them; or two chains of rows with one scale
 
   __device__ __forceinline__ explicit DecodeWarp(const DecodeBlock<Format>& b) : Base(b) {
     there = g < b.p.m;
@@ -215,12 +229,14 @@ struct DecodeWarp : WarpCodes<Format> {
     for (int e = 0; e < 4; ++e) {
       const int row = g + e / 2 * 8, column = 2 * q + e % 2;
       float sum = total[0][e] + total[1][e];
+      if constexpr (Of::kSpread) sum += total[2][e] + total[3][e];
       if (column < block.p.m) {
         if constexpr (Format::kFactored)
           sum *= Format::kFactor * block.template of<float>(block.at.sums)[column * kDecodeWarps + warp];
         partial[(warp * block.p.m + column) * kTileRows + row] = sum;
       }
-      total[0][e] = total[1][e] = 0;
+#pragma unroll
+      for (int i = 0; i < kTotals; ++i) total[i][e] = 0;
     }
   }
 
@@ -233,13 +249,13 @@ struct DecodeWarp : WarpCodes<Format> {
     } else if constexpr (Of::kUnits > 2) {  // units are chains enough
       float sum[4] = {};
       multiply(run, unit, u, sum, sum);
-      add(sum, unit, scale, at);
+      add(sum, unit, scale, at, total[Of::kSpread ? u : 0]);
     } else {
       float sum[2][4] = {};
       multiply(run, unit, u, sum[0], sum[1]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[0][i] += sum[1][i];
-      add(sum[0], unit, scale, at);
+      add(sum[0], unit, scale, at, total[0]);
     }
   }
   __device__ __forceinline__ void multiply(const std::uint32_t (&run)[2][Layout::kWords], int unit, int u,
@@ -254,9 +270,9 @@ struct DecodeWarp : WarpCodes<Format> {
       device::mma_16816<Format::kHalf>(odd, low, high, 2, b[2], b[3]);
     }
   }
-  // total += scale (sum - bias times the unit's sum of x)
+  // to += scale (sum - bias times the unit's sum of x)
   __device__ __forceinline__ void add(const float (&sum)[4], int unit, const float (&scale)[2],
-                                      std::uint32_t scales) {
+                                      std::uint32_t scales, float (&to)[4]) const {
     float of_x[2] = {};
     if constexpr (Format::kBiased)
       asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
@@ -272,7 +288,69 @@ struct DecodeWarp : WarpCodes<Format> {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const float value = Format::kBiased ? fmaf(-bias, of_x[c], sum[2 * h + c]) : sum[2 * h + c];
-        total[0][2 * h + c] = fmaf(scale[h], value, total[0][2 * h + c]);
+        to[2 * h + c] = fmaf(scale[h], value, to[2 * h + c]);
+      }
+    }
+  }
+};
+
+/// What a warp has of a tile of one or two rows of x, where a piece is four units with scales of their own:
+/// columns 2u and 2u + 1 of a product are unit u's, in which the others' x is zero. So lane q of a row ends
+/// up with unit q's sums. Their bits are DecodeWarp's: zeros change none, and totals are of units there too.
+template <class Format, int kRows>
+struct SpreadWarp : WarpCodes<Format> {
+  using Base = WarpCodes<Format>;
+  using Base::block, Base::warp, Base::q, Base::g, Base::load_x;
+  using typename Base::Codes, typename Base::Layout, typename Base::Of;
+  static_assert(Of::kUnits == 4 && kRows <= 2);
+  std::uint32_t x_row, column;
+  int unit;  // whose x this lane has; 4: none's
+  std::uint32_t x[Of::kUnits][4] = {};
+  float total[2][kRows] = {};  // of rows g and g + 8
+
+  __device__ __forceinline__ explicit SpreadWarp(const DecodeBlock<Format>& b) : Base(b) {
+    const int m = g % 2;
+    unit = m < kRows ? g / 2 : Of::kUnits;
+    x_row = b.address(b.at.x + (m < kRows ? m : 0) * x_row_bytes(b.p.columns) + 16 * q);
+    column = device::pair_table(b.base) + 4 * (threadIdx.x % 32);
+  }
+  /// The piece that lies in `stage`, which is whole.
+  __device__ __forceinline__ void multiply(const Codes& codes, int piece, std::uint32_t stage) {
+    if (piece >= block.p.pieces) return;
+    const std::uint32_t from = x_row + static_cast<std::uint32_t>(piece * Of::kUnits * 2 * Layout::kColumns);
+    float sum[2][4] = {};
+#pragma unroll
+    for (int e = 0; e < Layout::kEights; ++e) {
+#pragma unroll
+      for (int u = 0; u < Of::kUnits; ++u) {
+        const Eight low = Format::decode(codes.run[u][0], e, column),
+                    high = Format::decode(codes.run[u][1], e, column);
+        load_x(x[u],
+               from + static_cast<std::uint32_t>(2 * u * Layout::kColumns + 16 * Layout::place_of(0, e)),
+               unit == u);
+        device::mma_16816<Format::kHalf>(sum[u % 2], low, high, 0, x[u][0], x[u][1]);
+        device::mma_16816<Format::kHalf>(sum[u % 2], low, high, 2, x[u][2], x[u][3]);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float scale = this->own_scale(h, stage + kTileRows * kPieceBytes, piece);
+#pragma unroll
+      for (int m = 0; m < kRows; ++m)
+        total[h][m] = fmaf(scale, sum[0][2 * h + m] + sum[1][2 * h + m], total[h][m]);
+    }
+  }
+  /// This warp's sums of a tile, [M, 16].
+  __device__ __forceinline__ void leave(float* partial) {
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float sum = total[h][m];
+        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
+        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
+        if (q == h) partial[(warp * kRows + m) * kTileRows + g + 8 * h] = sum;
+        total[h][m] = 0;
       }
     }
   }
