@@ -12,7 +12,7 @@ namespace ridge::kernels::cuda {
 namespace {
 
 using device::DenseCodes;
-using device::FlatCodes;
+using device::FlatLines;
 using device::Fp8Halves;
 using device::Int4Bytes;
 using device::Int4Codes;
@@ -42,7 +42,7 @@ bool visit_coded(const QuantView& w, const F& f) {
   const WeightFormat& format = w.format;
   if (format.codes == Codes::int8) return f(Int8Bytes());
   if (format.codes == Codes::fp8) return format.tiles ? f(Fp8Halves<false>()) : f(Fp8Halves<true>());
-  if (format.flat()) return format.double_quant ? f(FlatCodes<true, 1>()) : f(FlatCodes<false, 1>());
+  if (format.flat()) return format.double_quant ? f(FlatLines<true>()) : f(FlatLines<false>());
   if (!std::has_single_bit(static_cast<std::uint64_t>(format.group)) || format.group < 32) return false;
   if (format.group == 32) return visit_int4<1>(w, f);
   if (format.group == 64) return visit_int4<2>(w, f);

@@ -122,12 +122,12 @@ requires(Piece<Format>::kSpread&& kMost <= 2) struct AnyWarp<Format, kMost> {
 };
 
 template <class Format, int kMost>
-__device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
-                                               PieceReader<Format>& reader) {
+__device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block, PieceReader<Format>& reader,
+                                               Ring<Format>& ring) {
   const DecodeParams& p = block.p;
   typename AnyWarp<Format, kMost>::Type warp(block);
   TileEnd<Format> end(block);
-  Ring<Format> ring(block.ring(warp.warp), block.at.ring_bytes);
+  Stage free = ring.stage();
   unsigned turn = 0;
   if constexpr (Format::kNested) {
     warp.nested_reader.begin(p, warp.g);
@@ -146,11 +146,13 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
     do {  // once at least: the reader counts alike
       await_stage(block.at.stages);
       __syncwarp();
-      typename WarpCodes<Format>::Codes codes;
-      warp.load(codes, ring.stage);
-      reader.read();
-      warp.multiply(codes, piece, ring.stage);
       ring.next();
+      const Stage stage = ring.stage();
+      typename WarpCodes<Format>::Codes codes;
+      warp.load(codes, stage);
+      reader.read(free);
+      warp.multiply(codes, piece, stage);
+      free = stage;
       piece += kDecodeWarps;
     } while (piece < p.pieces);
     end.await_place(turn);
@@ -168,12 +170,14 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   device::let_next_begin();
   const DecodeBlock<Format> block(p, at, memory);
   PieceReader<Format> reader(block, static_cast<int>(threadIdx.x) / 32);
+  Ring<Format> ring(block, static_cast<int>(threadIdx.x) / 32);
+  const auto read = [&] { reader.read(ring.stage()), ring.next(); };
   // The rest of the ring follows x, which would wait behind it.
   const int early = min(at.stages - 1, Piece<Format>::kEarly);
   const auto fill = [&] {
-    for (int s = early; s + 1 < at.stages; ++s) reader.read();
+    for (int s = early; s + 1 < at.stages; ++s) read();
   };
-  for (int s = 0; s < early; ++s) reader.read();
+  for (int s = 0; s < early; ++s) read();
   block.begin();
   const XStage<Format> x(block);
   __syncthreads();
@@ -184,7 +188,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   } else {
     x.all(fill);
   }
-  multiply_tiles<Format, kMost>(block, reader);
+  multiply_tiles<Format, kMost>(block, reader, ring);
 }
 
 template <class Format, int kMost, bool kLong = false>

@@ -25,11 +25,6 @@ struct DecodeBlock {
   __device__ __forceinline__ std::uint32_t address(int offset) const {
     return base + static_cast<std::uint32_t>(offset);
   }
-  __device__ __forceinline__ std::uint32_t ring(int warp) const {
-    const bool below = warp < at.rings_below;
-    return address(below ? at.ring_below + warp * at.ring_bytes
-                         : at.ring + (warp - at.rings_below) * at.ring_bytes);
-  }
   template <class T>
   __device__ __forceinline__ T* of(int offset) const {
     return reinterpret_cast<T*>(memory + offset);
@@ -44,7 +39,7 @@ struct DecodeBlock {
       device::begin_barrier(full(threadIdx.x), kDecodeWarps);
       device::begin_barrier(empty(threadIdx.x), 1);
     }
-    if constexpr (Format::kTable) device::fill_pair_table<kDecodeThreads>(base, p.values);
+    if constexpr (Format::kTable) device::fill_pair_lines<kDecodeThreads>(base, p.values);
     if constexpr (Format::kNested) {
       for (int h = 0; h < (p.gated() ? 2 : 1); ++h)
         of<float>(at.map)[256 * h + threadIdx.x] = __ldg(p.half[h].map + threadIdx.x);
@@ -52,16 +47,53 @@ struct DecodeBlock {
   }
 };
 
-/// A warp's ring: its stages one after the other, in shared memory.
+/// Where a piece lies in shared memory: its rows of codes, and their scales.
+struct Stage {
+  std::uint32_t codes, scales;
+};
+
+/// A warp's ring: stages one after the other.
 template <class Format>
 struct Ring {
-  std::uint32_t begin, end, stage;
+  using Of = Piece<Format>;
+  std::uint32_t begin, end, codes;
 
-  __device__ __forceinline__ Ring(std::uint32_t at, int bytes)
-      : begin(at), end(at + static_cast<std::uint32_t>(bytes)), stage(at) {}
+  __device__ __forceinline__ Ring(const DecodeBlock<Format>& block, int warp) {
+    const int bytes = block.at.stages * Of::kStageBytes;
+    begin = codes = block.address(block.at.ring + warp * bytes);
+    end = begin + static_cast<std::uint32_t>(bytes);
+  }
+  __device__ __forceinline__ Stage stage() const { return {codes, codes + kTileRows * kPieceBytes}; }
   __device__ __forceinline__ void next() {
-    stage += Piece<Format>::kStageBytes;
-    if (stage == end) stage = begin;
+    codes += Of::kStageBytes;
+    if (codes == end) codes = begin;
+  }
+};
+
+/// Beside a table: see stage_place, whose run is cut once at most.
+template <class Format>
+requires(Format::kTable) struct Ring<Format> {
+  using Of = Piece<Format>;
+  std::uint32_t begin, end, codes, cut = 0, behind = 0;
+  std::uint32_t first_scales, scales;
+
+  __device__ __forceinline__ Ring(const DecodeBlock<Format>& block, int warp) {
+    const int each = block.at.stages, all = each * kDecodeWarps, first = warp * each;
+    begin = codes = block.address(stage_place(first, all));
+    end = block.address(stage_place(first + each - 1, all) + kStageLines);
+    for (const int at : {kStagesInTable, first_in_second(all)}) {
+      if (first >= at || at >= first + each) continue;
+      cut = block.address(stage_place(at - 1, all) + kStageLines);
+      behind = block.address(stage_place(at, all));
+    }
+    first_scales = scales = block.address(block.at.scales + first * Of::kAllScaleBytes);
+  }
+  __device__ __forceinline__ Stage stage() const { return {codes, scales}; }
+  __device__ __forceinline__ void next() {
+    codes += Of::kStageBytes;
+    scales += Of::kAllScaleBytes;
+    if (codes == cut) codes = behind;
+    if (codes == end) codes = begin, scales = first_scales;
   }
 };
 
@@ -72,7 +104,6 @@ struct PieceReader {
   static constexpr int kStep = kDecodeWarps * kPieceBytes;  // bytes of a row from piece to piece
   const DecodeParams& p;
   std::uint64_t policy;
-  Ring<Format> ring;
   int tile, warp, lane;
   std::uint32_t place;  // in a stage, of this lane's first chunk
   static constexpr int kScaleCopies = Of::kScaleBytes <= 16 ? 1 : Of::kScaleBytes / 16;
@@ -85,13 +116,12 @@ struct PieceReader {
   __device__ __forceinline__ PieceReader(const DecodeBlock<Format>& block, int of)
       : p(block.p),
         policy(device::read_once_policy()),
-        ring(block.ring(of), block.at.ring_bytes),
         tile(static_cast<int>(blockIdx.x)),
         warp(of),
         lane(static_cast<int>(threadIdx.x) % 32) {
     const int row = lane / 8;
-    place = static_cast<std::uint32_t>(row * kPieceBytes +
-                                       16 * chunk_place<Format::Layout::kWords>(row, lane % 8));
+    place =
+        static_cast<std::uint32_t>(row * Of::kLine + 16 * chunk_place<Format::Layout::kWords>(row, lane % 8));
     most_piece = (p.used_bytes - lane % 8 * 16 + kPieceBytes - 1) / kPieceBytes;
     codes_of = p.half[0].codes + (std::int64_t{tile} * p.rows + row) * p.row_bytes + warp * kPieceBytes +
                lane % 8 * 16;
@@ -106,10 +136,9 @@ struct PieceReader {
     enter();
   }
   /// Queues the next piece, or nothing after the last, as a group of copies.
-  __device__ __forceinline__ void read() {
-    copy();
+  __device__ __forceinline__ void read(const Stage& to) {
+    copy(to);
     device::end_copies();
-    ring.next();
     from += kStep;
     if constexpr (Of::kScales > 0) scales += kDecodeWarps * Of::kScaleBytes;
     piece += kDecodeWarps;
@@ -146,18 +175,18 @@ struct PieceReader {
       if constexpr (Format::kHasZeros) zeros = half().zeros + first_scale();
     }
   }
-  __device__ __forceinline__ void copy() const {
+  __device__ __forceinline__ void copy(const Stage& stage) const {
     if (piece < end) {
       const std::int64_t step = 4 * p.row_bytes;
       const std::uint8_t* lower = from + p.second;
 #pragma unroll
       for (int i = 0; i < kTileRows / 4; ++i) {
         const std::uint32_t to = Format::Layout::kWords == 1 && i % 2 == 1 ? place ^ 64u : place;
-        device::copy_16(ring.stage + to + static_cast<std::uint32_t>(i * 4 * kPieceBytes),
+        device::copy_16(stage.codes + to + static_cast<std::uint32_t>(i * 4 * Of::kLine),
                         (i < 2 ? from : lower) + i % 2 * step, policy);
       }
     }
-    if constexpr (Of::kScales > 0) copy_scales(ring.stage + kTileRows * kPieceBytes);
+    if constexpr (Of::kScales > 0) copy_scales(stage.scales);
   }
   __device__ __forceinline__ void copy_scales(std::uint32_t to) const {
     constexpr int kEach = Of::kScaleBytes < 16 ? Of::kScaleBytes : 16;

@@ -3,7 +3,7 @@
 
 namespace ridge::kernels::cuda {
 
-template bool launch_decode_product<device::FlatCodes<false, 1>>(cudaStream_t, const DecodeParams&);
-template bool launch_decode_product<device::FlatCodes<true, 1>>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::FlatLines<false>>(cudaStream_t, const DecodeParams&);
+template bool launch_decode_product<device::FlatLines<true>>(cudaStream_t, const DecodeParams&);
 
 }  // namespace ridge::kernels::cuda

@@ -57,8 +57,12 @@ struct Piece {
   static constexpr int kEarly = Format::kDense ? 3 : 2;                            // asked for before x
   static constexpr bool kSpread = Format::kTable;  // units' sums apart, until a row's end
   static_assert(!kSpread || (kUnits == 4 && kScales == kUnits));
+  static constexpr int kAllScaleBytes = kScaleRows * (kScaleBytes + kZeroBytes);
+  // From row to row of codes in a stage, and from a stage, which ends with its scales, to the next; where
+  // there is a table, rows are halves of lines (see stage_place), and scales lie elsewhere.
+  static constexpr int kLine = Format::kTable ? kLineBytes : kPieceBytes;
   static constexpr int kStageBytes =
-      (kTileRows * kPieceBytes + kScaleRows * (kScaleBytes + kZeroBytes) + 63) / 64 * 64;
+      Format::kTable ? kStageLines : (kTileRows * kPieceBytes + kAllScaleBytes + 63) / 64 * 64;
 };
 
 struct DecodeParams {
@@ -85,9 +89,8 @@ struct DecodeParams {
 
 /// Where a block has what in its shared memory, bytes.
 struct DecodeShared {
-  int barriers, map, norm, partials, x, sums, ring_below, ring, bytes;
-  int stages, ring_bytes;  // of a warp's ring
-  int rings_below;         // warps whose ring lies below the table
+  int barriers, map, norm, partials, x, sums, ring, scales, bytes;  // scales: where there is a table
+  int stages;                                                       // of a warp's ring
 
   template <class Format>
   static DecodeShared of(const DecodeParams& p) {
@@ -104,33 +107,24 @@ struct DecodeShared {
   }
 
  private:
-  // Below the table of pairs as long as there is room, then after it.
-  struct Places {
-    int below = 0, above = 0, limit = 0;
-    int take(int size) {
-      size = (size + 127) / 128 * 128;
-      int& from = below + size <= limit ? below : above;
-      const int at = from;
-      from += size;
-      return at;
-    }
-  };
+  int take(int size) {
+    const int at = bytes;
+    bytes += (size + 127) / 128 * 128;
+    return at;
+  }
   template <class Format>
   void place(const DecodeParams& p) {
-    Places places;
-    if (Format::kTable) places.limit = device::kBeforePairTable, places.above = 2 * device::kPairTableBytes;
-    barriers = places.take(16 * static_cast<int>(kSlots));
-    map = places.take(Format::kNested ? 2 * 1024 : 0);
-    norm = places.take(4 * 2 * kDecodeWarps);
-    partials = places.take(4 * static_cast<int>(kSlots) * kDecodeWarps * kTileRows * p.m);
-    x = places.take(Format::kInteger ? p.m * kDigits * x_row_bytes(p.columns / 2)
-                                     : p.m * x_row_bytes(p.columns));
-    sums = places.take(Format::kBiased ? 4 * 8 * p.columns / Format::Layout::kColumns : 4 * 8 * kDecodeWarps);
-    ring_bytes = stages * Piece<Format>::kStageBytes;
-    rings_below = std::clamp((places.limit - places.below) / ring_bytes, 0, kDecodeWarps);
-    ring_below = places.take(rings_below * ring_bytes);
-    ring = places.take((kDecodeWarps - rings_below) * ring_bytes);
-    bytes = places.above;
+    using Of = Piece<Format>;
+    const int all = stages * kDecodeWarps;
+    bytes = Format::kTable ? lines_bytes(all) : 0;
+    scales = Format::kTable ? take(all * Of::kAllScaleBytes) : 0;
+    barriers = take(16 * static_cast<int>(kSlots));
+    map = take(Format::kNested ? 2 * 1024 : 0);
+    norm = take(4 * 2 * kDecodeWarps);
+    partials = take(4 * static_cast<int>(kSlots) * kDecodeWarps * kTileRows * p.m);
+    x = take(Format::kInteger ? p.m * kDigits * x_row_bytes(p.columns / 2) : p.m * x_row_bytes(p.columns));
+    sums = take(Format::kBiased ? 4 * 8 * p.columns / Format::Layout::kColumns : 4 * 8 * kDecodeWarps);
+    ring = Format::kTable ? 0 : take(all * Of::kStageBytes);
   }
 };
 

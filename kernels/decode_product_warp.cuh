@@ -69,7 +69,7 @@ struct WarpCodes {
 #pragma unroll
     for (int u = 0; u < Of::kUnits; ++u) {
       const int byte = u * Layout::kBytes + q * 4 * Layout::kWords;
-      place[u] = g * kPieceBytes + 16 * chunk_place<Layout::kWords>(g, byte / 16) + byte % 16;
+      place[u] = g * Of::kLine + 16 * chunk_place<Layout::kWords>(g, byte / 16) + byte % 16;
     }
   }
 
@@ -77,12 +77,12 @@ struct WarpCodes {
   struct Codes {
     std::uint32_t run[Of::kUnits][2][Layout::kWords];
   };
-  __device__ __forceinline__ void load(Codes& to, std::uint32_t stage) const {
+  __device__ __forceinline__ void load(Codes& to, const Stage& stage) const {
 #pragma unroll
     for (int u = 0; u < Of::kUnits; ++u) {
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        load_words(to.run[u][h], stage + static_cast<std::uint32_t>(place[u] + 8 * h * kPieceBytes));
+        load_words(to.run[u][h], stage.codes + static_cast<std::uint32_t>(place[u] + 8 * h * Of::kLine));
     }
   }
   template <int kWords>
@@ -213,15 +213,14 @@ struct DecodeWarp : WarpCodes<Format> {
     there = g < b.p.m;
     x_row = b.address(b.at.x + (there ? g : 0) * x_row_bytes(b.p.columns) + 16 * q);
     sums = b.address(b.at.sums + 8 * q);
-    column = Format::kTable ? device::pair_table(b.base) + 4 * (threadIdx.x % 32) : 0;
+    column = 4 * (threadIdx.x % 32);
   }
 
   /// The piece that lies in `stage`.
-  __device__ __forceinline__ void multiply(const Codes& codes, int piece, std::uint32_t stage) {
-    const std::uint32_t at = stage + kTileRows * kPieceBytes;
+  __device__ __forceinline__ void multiply(const Codes& codes, int piece, const Stage& stage) {
     Scales scales;
-    if constexpr (!Format::kScaledAtEnd) this->load_scales(scales, at, piece);
-    this->each_unit(piece, [&](int u) { multiply(codes.run[u], piece, u, scales.of[u], at); });
+    if constexpr (!Format::kScaledAtEnd) this->load_scales(scales, stage.scales, piece);
+    this->each_unit(piece, [&](int u) { multiply(codes.run[u], piece, u, scales.of[u], stage.scales); });
   }
   /// This warp's sums of a tile, [M, 16].
   __device__ __forceinline__ void leave(float* partial) {
@@ -312,10 +311,10 @@ struct SpreadWarp : WarpCodes<Format> {
     const int m = g % 2;
     unit = m < kRows ? g / 2 : Of::kUnits;
     x_row = b.address(b.at.x + (m < kRows ? m : 0) * x_row_bytes(b.p.columns) + 16 * q);
-    column = device::pair_table(b.base) + 4 * (threadIdx.x % 32);
+    column = 4 * (threadIdx.x % 32);
   }
   /// The piece that lies in `stage`, which is whole.
-  __device__ __forceinline__ void multiply(const Codes& codes, int piece, std::uint32_t stage) {
+  __device__ __forceinline__ void multiply(const Codes& codes, int piece, const Stage& stage) {
     if (piece >= block.p.pieces) return;
     const std::uint32_t from = x_row + static_cast<std::uint32_t>(piece * Of::kUnits * 2 * Layout::kColumns);
     float sum[2][4] = {};
@@ -334,7 +333,7 @@ struct SpreadWarp : WarpCodes<Format> {
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float scale = this->own_scale(h, stage + kTileRows * kPieceBytes, piece);
+      const float scale = this->own_scale(h, stage.scales, piece);
 #pragma unroll
       for (int m = 0; m < kRows; ++m)
         total[h][m] = fmaf(scale, sum[0][2 * h + m] + sum[1][2 * h + m], total[h][m]);
@@ -381,9 +380,9 @@ struct IntegerWarp : WarpCodes<Format> {
       x_row[n] = b.address(b.at.x + plane * x_row_bytes(b.p.columns / 2) + Layout::byte_place_of(q, 0));
     }
   }
-  __device__ __forceinline__ void multiply(const Codes& codes, int piece, std::uint32_t stage) {
+  __device__ __forceinline__ void multiply(const Codes& codes, int piece, const Stage& stage) {
     Scales scales;
-    if constexpr (!Format::kScaledAtEnd) this->load_scales(scales, stage + kTileRows * kPieceBytes, piece);
+    if constexpr (!Format::kScaledAtEnd) this->load_scales(scales, stage.scales, piece);
     this->each_unit(piece, [&](int u) {
       const int unit = piece * Of::kUnits + u;
       if constexpr (Format::kScaledAtEnd) {

@@ -52,6 +52,25 @@ constexpr int chunk_place(int row, int chunk) {
   return chunk ^ (row % kRows * (8 / kRows));
 }
 
+/// Decoding through a table of 256 rows of 128 bytes: each has the first half of a line, and of the other
+/// halves, then of more lines, a stage of a ring takes kTileRows.
+inline constexpr int kLineBytes = 256;
+inline constexpr int kTableLines = 256 * kLineBytes;
+inline constexpr int kStageLines = kTileRows * kLineBytes;
+inline constexpr int kStagesInTable = kTableLines / kStageLines;
+/// The number of the first stage that lies in second halves of the lines after the table, of `stages`: as
+/// many lie in the first halves.
+constexpr int first_in_second(int stages) { return (kStagesInTable + stages) / 2; }
+/// Where stage number i begins.
+constexpr int stage_place(int i, int stages) {
+  const int second = first_in_second(stages);
+  if (i < kStagesInTable) return i * kStageLines + kLineBytes / 2;
+  if (i < second) return i * kStageLines;
+  return (i - second + kStagesInTable) * kStageLines + kLineBytes / 2;
+}
+/// Of the table and an even number of stages, more than it has room for.
+constexpr int lines_bytes(int stages) { return first_in_second(stages) * kStageLines; }
+
 /// The first unit of part `p`, for all p up to kParts.
 constexpr int first_unit(int p, int units) {
   return static_cast<int>(static_cast<std::int64_t>(p) * units / kParts);

@@ -207,4 +207,36 @@ struct FlatCodes {
   }
 };
 
+/// The same table in the first halves of lines (see kLineBytes): one instruction makes an address of a byte.
+/// Where it begins is a constant, which dynamic shared memory does of a kernel that has no other.
+inline constexpr int kPairLines = 1024;
+
+/// Fills that table of the block whose shared memory begins at `memory`.
+template <int kThreads>
+__device__ __forceinline__ void fill_pair_lines(std::uint32_t memory, const std::uint16_t (&values)[16]) {
+  if (memory != kPairLines) __trap();
+  for (int i = static_cast<int>(threadIdx.x); i < kPairTableBytes / 16; i += kThreads) {
+    const int byte = i / 8;
+    const std::uint32_t pair = values[byte >> 4] | static_cast<std::uint32_t>(values[byte & 15]) << 16;
+    asm volatile(
+        "st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(kPairLines + byte * kLineBytes + 16 * (i % 8)),
+        "r"(pair)
+        : "memory");
+  }
+}
+
+/// nf4 and fp4 with that table: `column` is 4 times the lane.
+template <bool kDouble>
+struct FlatLines : FlatCodes<kDouble, 1> {
+  static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[2], int e, std::uint32_t column) {
+    Eight out;
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i)
+      asm volatile("ld.shared.u32 %0, [%1 + %2];"
+                   : "=r"(out.pair[i])
+                   : "r"(__byte_perm(run[e], column, 0x5504u | i << 4)), "n"(kPairLines));
+    return out;
+  }
+};
+
 }  // namespace ridge::kernels::device

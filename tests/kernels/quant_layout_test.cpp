@@ -245,5 +245,33 @@ TEST(QuantLayout, ChunksThatAreReadTogetherLieInOtherBanks) {
   expect_chunks_apart<4>();
 }
 
+// The table's rows and every stage's have half lines of their own, and fill all lines; a warp's stages follow
+// each other but for one cut.
+TEST(QuantLayout, StagesLieBetweenRowsOfTheTable) {
+  constexpr int kWarps = 8, kHalf = kLineBytes / 2;
+  for (const int of_warp : {3, 4, 5, 9}) {
+    const int all = of_warp * kWarps;
+    std::set<int> halves;
+    for (int row = 0; row < 256; ++row) halves.insert(row * kLineBytes / kHalf);
+    for (int i = 0; i < all; ++i) {
+      EXPECT_EQ(stage_place(i, all) % kHalf, 0);
+      for (int row = 0; row < kTileRows; ++row)
+        EXPECT_TRUE(halves.insert((stage_place(i, all) + row * kLineBytes) / kHalf).second)
+            << i << " of " << all;
+    }
+    EXPECT_EQ(halves.size() * kHalf, static_cast<std::size_t>(lines_bytes(all)));
+    EXPECT_EQ((*halves.rbegin() + 1) * kHalf, lines_bytes(all));
+    for (int warp = 0; warp < kWarps; ++warp) {
+      int cuts = 0;
+      for (int i = warp * of_warp + 1; i < (warp + 1) * of_warp; ++i) {
+        if (stage_place(i, all) == stage_place(i - 1, all) + kStageLines) continue;
+        EXPECT_TRUE(i == kStagesInTable || i == first_in_second(all));
+        ++cuts;
+      }
+      EXPECT_LE(cuts, 1);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace ridge::kernels
