@@ -1,6 +1,6 @@
-// Some rows of x in bf16 times codes: a block has 256 rows of w, and its groups of four warps multiply 64 of
-// them at a time. Codes become the operand in registers; x is the one in shared memory, brought by four more
-// warps, slab after slab.
+// Some rows of x in bf16 times codes: a block has up to 256 rows of w, and its groups of four warps multiply
+// 64 of them at a time. Codes become the operand in registers; x is the one in shared memory, brought by four
+// more warps, slab after slab.
 //
 // A cluster's blocks share the slabs of their rows and add up through each other's shared memory, each for
 // its rows of x. The cut into slabs depends on N and K alone: the bits of a row of y are the same for any M
@@ -41,8 +41,7 @@ struct WgmmaWorker {
 
   __device__ __forceinline__ void enter(int tile) {
     constexpr int kUnits = kGroups ? Format::kBatches / Format::kGroup : 1;
-    if (tile < block.p.tiles)
-      reader.enter(tile * kWgmmaRows + kWarpRows<kX> * warp, kGroups ? block.begin * kUnits : 0);
+    if (tile < block.p.tiles) reader.enter(block.first_row(tile, warp), kGroups ? block.begin * kUnits : 0);
   }
   __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -202,8 +201,8 @@ struct WgmmaWorker {
     constexpr int kAcross = kWgmmaRows / 4, kDown = kWorkers<kX> / kAcross,
                   kAtOnce = kX / kDown < 8 ? kX / kDown : 8;
     const WgmmaParams& p = block.p;
-    const int row = static_cast<int>(threadIdx.x) % kAcross * 4, n = tile * kWgmmaRows + row;
-    if (n >= p.rows) return;
+    const int row = static_cast<int>(threadIdx.x) % kAcross * 4, n = tile * p.tile_rows + row;
+    if (row >= p.tile_rows || n >= p.rows) return;
     const std::uint32_t from = block.memory + static_cast<std::uint32_t>(Block::kAt.sums + 4 * row);
     const int pitch = kDown * p.cluster;
     for (int m = block.rank + static_cast<int>(threadIdx.x) / kAcross * p.cluster; m < p.m;
@@ -301,8 +300,9 @@ void launch_wgmma(cudaStream_t stream, WgmmaParams p, const std::uint8_t* codes,
   static_assert(kBoxBytes == device::kByteBox);
   p.map = device::byte_rows_map(codes, p.rows, row_bytes, kWarpRows<kX>);
   const int boxes = (p.slabs + 1) / 2;
-  p.tiles = (p.rows + kWgmmaRows - 1) / kWgmmaRows;
-  p.cluster = wgmma_cluster(p.tiles, boxes);
+  p.cluster = wgmma_cluster(p.rows, boxes);
+  p.tile_rows = static_cast<int>(wgmma_tile_rows(p.rows, p.cluster, kWarpRows<kX>));
+  p.tiles = (p.rows + p.tile_rows - 1) / p.tile_rows;
   p.clusters = std::min(p.tiles, clusters_at_once(p.cluster));
   for (int i = 0; i < p.cluster; ++i)
     p.first_slab[i] = 2 * static_cast<int>(std::int64_t{i} * boxes / p.cluster);

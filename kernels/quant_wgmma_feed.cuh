@@ -67,6 +67,12 @@ struct WgmmaBlock {
     for (int tile = first_tile; tile < p.tiles; tile += step) slabs += end - begin;
     return slabs;
   }
+  /// Whether a warp has rows.
+  __device__ __forceinline__ bool has_rows(int warp) const { return warp * kWarpRows<kX> < p.tile_rows; }
+  /// A warp's of a tile; any, where it has none.
+  __device__ __forceinline__ int first_row(int tile, int warp) const {
+    return has_rows(warp) ? tile * p.tile_rows + warp * kWarpRows<kX> : 0;
+  }
   // Barriers: a warp's ring of codes has 16 places.
   __device__ __forceinline__ std::uint32_t has_codes(int warp) const { return memory + 128 + 128 * warp; }
   __device__ __forceinline__ std::uint32_t has_x(int slot) const { return memory + 8 * slot; }
@@ -208,12 +214,19 @@ struct WgmmaCodes {
   static constexpr int kSlots = Block::kAt.code_slots, kBytes = kWarpRows<kX> * kBoxBytes;
   const Block& block;
   int warp, lane;
+  bool has_rows;
   int tile, slab, taken;  // tile, slab: to be brought next
   RingPlace place;
   std::uint32_t at;  // the lane's address in the first slot
 
   __device__ __forceinline__ WgmmaCodes(const Block& b, int w, int l)
-      : block(b), warp(w), lane(l), tile(b.first_tile), slab(b.begin), taken(b.begin) {
+      : block(b),
+        warp(w),
+        lane(l),
+        has_rows(b.has_rows(w)),
+        tile(b.first_tile),
+        slab(b.begin),
+        taken(b.begin) {
     at = block.code_slot(0) + static_cast<std::uint32_t>(warp * kBytes) +
          Block::chunk_place(lane % 16, lane / 16);
     if (lane == 0) {
@@ -230,11 +243,11 @@ struct WgmmaCodes {
   }
   /// The next two slabs, if there are some; zeros beyond N and K.
   __device__ __forceinline__ void bring(int slot) {
-    if (tile >= block.p.tiles) return;
+    if (!has_rows || tile >= block.p.tiles) return;
     if (lane == 0) {
       device::arrive_expecting(barrier(slot), kBytes);
       device::copy_box(block.code_slot(slot) + static_cast<std::uint32_t>(warp * kBytes), &block.p.map,
-                       slab * kSlabBytes, tile * kWgmmaRows + warp * kWarpRows<kX>, barrier(slot));
+                       slab * kSlabBytes, block.first_row(tile, warp), barrier(slot));
     }
     slab += 2;
     if (slab < block.end) return;
@@ -245,7 +258,7 @@ struct WgmmaCodes {
   __device__ __forceinline__ void take(device::SlabWords (&words)[kStrips<kX>]) {
     const int half = (taken - block.begin) & 1;
     if (half == 0) {
-      device::await(barrier(place.slot), place.parity);
+      if (has_rows) device::await(barrier(place.slot), place.parity);
       __syncwarp();  // all lanes have what the slot before held
       bring(place.slot == 0 ? kSlots - 1 : place.slot - 1);
     }

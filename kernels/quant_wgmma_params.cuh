@@ -14,7 +14,7 @@
 
 namespace ridge::kernels::cuda {
 
-inline constexpr int kWgmmaRows = 256;                             // of w, a block
+inline constexpr int kWgmmaRows = 256;                             // of w, that a block has room for
 inline constexpr int kSlabBytes = 64, kBoxBytes = 2 * kSlabBytes;  // of a row: at a time, and brought at once
 inline constexpr int kFeeders = 128;                               // threads that bring x
 /// Strips of 16 rows of a warp: more warps where registers allow. kX: rows of x that a kernel is compiled
@@ -58,7 +58,7 @@ struct WgmmaParams {
   std::int64_t y_stride;
   int cluster, clusters;  // blocks that share the slabs of their rows; how many times these
   int first_slab[9];      // of each, and the end
-  int tiles;              // of kWgmmaRows
+  int tile_rows, tiles;   // whole strips of warps; the warps beyond have nothing to do
   bool early;
 };
 
@@ -67,15 +67,26 @@ constexpr int clusters_at_once(int size) {
   return size <= 2 ? 132 / size : size <= 4 ? 30 : size <= 5 ? 22 : 15;
 }
 
+/// Tiles that keep clusters of so many blocks busy, one after the other.
+constexpr std::int64_t wgmma_turns(std::int64_t rows, int cluster) {
+  const std::int64_t at_once = std::int64_t{kWgmmaRows} * clusters_at_once(cluster);
+  return (rows + at_once - 1) / at_once;
+}
+/// Rows of a tile such that all clusters have as many, up to kWgmmaRows: whole `step`.
+constexpr std::int64_t wgmma_tile_rows(std::int64_t rows, int cluster, int step) {
+  const std::int64_t tiles = wgmma_turns(rows, cluster) * clusters_at_once(cluster);
+  return (rows + tiles * step - 1) / (tiles * step) * step;
+}
+
 /// Blocks that share a row's slabs, from N and K alone. boxes: of a row.
-constexpr int wgmma_cluster(int tiles, int boxes) {
-  constexpr int kOverhead = 2;  // of a tile, in boxes
+constexpr int wgmma_cluster(std::int64_t rows, int boxes) {
+  constexpr std::int64_t kX = 64, kOverhead = 640;  // as rows of boxes: what a box takes besides, what a tile
   int best = 1;
   std::int64_t least = -1;
   for (const int size : {1, 2, 4, 5, 8}) {
     if (size > boxes) break;
-    const std::int64_t turns = (tiles + clusters_at_once(size) - 1) / clusters_at_once(size);
-    const std::int64_t cost = turns * ((boxes + size - 1) / size + kOverhead);
+    const std::int64_t box = wgmma_tile_rows(rows, size, 16) + kX;
+    const std::int64_t cost = wgmma_turns(rows, size) * ((boxes + size - 1) / size * box + kOverhead);
     if (least >= 0 && cost >= least) continue;
     least = cost;
     best = size;

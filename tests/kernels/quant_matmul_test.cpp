@@ -236,6 +236,27 @@ TEST(QuantMatmulBits, ManyRowsDoNotDependOnEachOther) {
   }
 }
 
+// Tiles of few and of many strips, clusters of 1, 2, 4, 5 and 8 blocks, and more than one tile a block.
+TEST(QuantMatmulCuts, EveryCluster) {
+  if (!on_gpu()) GTEST_SKIP();
+  for (const char* name : {"int4-g128", "nf4", "fp8-block"}) {
+    const WeightFormat format = parse_weight_format(name);
+    const std::int64_t box = format.bits() == 4 ? 256 : 128;  // columns of the least piece of a row
+    for (const auto& [n, boxes] : {std::pair<std::int64_t, std::int64_t>{2003, 1},
+                                   {9001, 3},
+                                   {3001, 4},
+                                   {4099, 15},
+                                   {2049, 16},
+                                   {1025, 9},
+                                   {35001, 1}}) {
+      const RandomWeight w(format, n, boxes * box - (boxes > 1 ? box / 2 : 0), static_cast<std::uint64_t>(n));
+      for (const std::int64_t m : {9, 33}) {
+        if (runs_here(w.view(), m)) expect_product<bf16>(w, m, name);
+      }
+    }
+  }
+}
+
 // Products that begin while the one ahead, whose output they read and which reads theirs, still runs.
 TEST(QuantMatmulBits, EarlyOrNot) {
   constexpr std::int64_t kSide = 1408;
