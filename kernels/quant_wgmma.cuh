@@ -106,7 +106,7 @@ struct WgmmaWorker {
     int before = -1;  // slot of the slab before
     take(words);
 #pragma unroll 1
-    for (int slab = block.begin; slab < block.end; ++slab) {
+    for (int slab = block.is_busy(warp) ? block.begin : block.end; slab < block.end; ++slab) {
       device::await(block.has_x(x_place.slot), x_place.parity);
       const std::uint64_t x = device::wgmma_operand(block.x_slot(x_place.slot), 16 * kX);
 #pragma unroll

@@ -69,6 +69,13 @@ struct WgmmaBlock {
   }
   /// Whether a warp has rows.
   __device__ __forceinline__ bool has_rows(int warp) const { return warp * kWarpRows<kX> < p.tile_rows; }
+  /// Whether a warp multiplies: products are of four, of which one has rows. Of many rows of x all do, for
+  /// want of registers.
+  __device__ __forceinline__ bool is_busy(int warp) const { return kX > 32 || has_rows(warp & ~3); }
+  __device__ __forceinline__ int busy_warps() const {
+    constexpr int kFour = 4 * kWarpRows<kX>;
+    return kX > 32 ? kWorkers<kX> / 32 : (p.tile_rows + kFour - 1) / kFour * 4;
+  }
   /// A warp's of a tile; any, where it has none.
   __device__ __forceinline__ int first_row(int tile, int warp) const {
     return has_rows(warp) ? tile * p.tile_rows + warp * kWarpRows<kX> : 0;
@@ -92,7 +99,7 @@ struct WgmmaBlock {
     if (threadIdx.x == kWorkers<kX>) {
       for (int i = 0; i < kAt.x_slots; ++i) {
         device::begin_barrier(has_x(i), kFeeders / 32);
-        device::begin_barrier(is_free(i), kWorkers<kX> / 32);
+        device::begin_barrier(is_free(i), busy_warps());
       }
       device::begin_barrier(has_sums(), p.cluster);
       device::begin_barrier(took_sums(), p.cluster);
