@@ -99,7 +99,6 @@ struct WgmmaShared {
   int barriers, map, x, sums, codes, bytes;
   int x_slots, code_slots;
 
-  static constexpr int kMostSlots = 2;  // with 3, products of 64 rows took longer
   static constexpr int kBarrierBytes = 128 + 128 * 16;
 
   /// x_bytes: of a slab of x.
@@ -116,7 +115,8 @@ struct WgmmaShared {
     s.sums = below ? after : after + s.x_slots * x_bytes;
     s.codes = (s.sums + sum_bytes + 1023) / 1024 * 1024;
     const int slot = kWgmmaRows * kBoxBytes;
-    s.code_slots = std::min((kWgmmaShared - s.codes) / slot, kMostSlots);
+    const int most = x_rows <= 32 ? 4 : 2;  // with 3, products of 64 rows took longer
+    s.code_slots = std::min((kWgmmaShared - s.codes) / slot, most);
     s.bytes = s.codes + s.code_slots * slot;
     return s;
   }
