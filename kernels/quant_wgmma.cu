@@ -76,7 +76,7 @@ void quant_wgmma(Stream& stream, View<const bf16> x_MK, const QuantView& w, View
   WgmmaParams p{};
   p.rows = static_cast<int>(w.rows);
   p.columns = static_cast<int>(w.cols);
-  p.slabs = static_cast<int>(device::ceil_div(w.row_bytes(), kSlabBytes));
+  p.slabs = 2 * static_cast<int>(device::ceil_div(w.row_bytes(), kBoxBytes));
   p.scale = scales_of(w);
   const auto values = w.format.codes == Codes::nf4 ? nf4_values() : fp4_values();
   for (std::size_t i = 0; i < values.size(); ++i) p.values[i] = bf16(values[i]).bits;

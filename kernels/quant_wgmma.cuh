@@ -104,31 +104,13 @@ struct WgmmaWorker {
     device::SlabWords words[kStrips<kX>];
     clear();
     int before = -1;  // slot of the slab before
-    take(words);
+    take(words, 0);
+    constexpr int kAtOnce = kStrips<kX> == 1 ? 2 : 1;  // slabs of a turn of the loop: as registers allow
 #pragma unroll 1
-    for (int slab = block.is_busy(warp) ? block.begin : block.end; slab < block.end; ++slab) {
-      device::await(block.has_x(x_place.slot), x_place.parity);
-      const std::uint64_t x = device::wgmma_operand(block.x_slot(x_place.slot), 16 * kX);
+    for (int slab = block.is_busy(warp) ? block.begin : block.end; slab < block.end; slab += kAtOnce) {
 #pragma unroll
-      for (int b = 0; b < Format::kBatches; b += kPairs) {
-        if (kGroups && b % std::max(1, Format::kGroup) == 0) reader.advance();
-#pragma unroll
-        for (int t = 0; t < kStrips<kX>; ++t) multiply(a[t], words[t], t, b, x);
-        // The last strip's first wait was for all products of the slab before.
-        if (!kGroups && b == 0 && before >= 0) release(before);
-      }
-      before = x_place.slot;
-      x_place.advance(Block::kAt.x_slots);
-      if (slab + 1 < block.end) take(words);
-      if constexpr (kGroups) {
-        if constexpr (kStrips<kX> == 2) {
-          device::wgmma_wait<1>();
-          apply_scale(0);
-        }
-        device::wgmma_wait<0>();
-        apply_scale(kStrips<kX> - 1);
-        release(before);
-      }
+      for (int i = 0; i < kAtOnce; ++i)
+        multiply_slab(a, words, before, kAtOnce == 2 ? i : slab % 2, slab + i);
     }
     device::wgmma_wait<0>();
     if (!kGroups && before >= 0) release(before);
@@ -143,8 +125,35 @@ struct WgmmaWorker {
     }
     poison();
   }
-  __device__ __forceinline__ void take(device::SlabWords (&words)[kStrips<kX>]) {
-    codes.take(words);
+  // half: of its box. The next slab's words come while its products are under way.
+  __device__ __forceinline__ void multiply_slab(Operands (&a)[kStrips<kX>],
+                                                device::SlabWords (&words)[kStrips<kX>], int& before,
+                                                int half, int slab) {
+    device::await(block.has_x(x_place.slot), x_place.parity);
+    const std::uint64_t x = device::wgmma_operand(block.x_slot(x_place.slot), 16 * kX);
+#pragma unroll
+    for (int b = 0; b < Format::kBatches; b += kPairs) {
+      if (kGroups && b % std::max(1, Format::kGroup) == 0) reader.advance();
+#pragma unroll
+      for (int t = 0; t < kStrips<kX>; ++t) multiply(a[t], words[t], t, b, x);
+      // The last strip's first wait was for all products of the slab before.
+      if (!kGroups && b == 0 && before >= 0) release(before);
+    }
+    before = x_place.slot;
+    x_place.advance(Block::kAt.x_slots);
+    if (half == 0 || slab + 1 < block.end) take(words, 1 - half);
+    if constexpr (kGroups) {
+      if constexpr (kStrips<kX> == 2) {
+        device::wgmma_wait<1>();
+        apply_scale(0);
+      }
+      device::wgmma_wait<0>();
+      apply_scale(kStrips<kX> - 1);
+      release(before);
+    }
+  }
+  __device__ __forceinline__ void take(device::SlabWords (&words)[kStrips<kX>], int half) {
+    codes.take(words, half);
     note_nan(words);
   }
 

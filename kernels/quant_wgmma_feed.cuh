@@ -222,18 +222,12 @@ struct WgmmaCodes {
   const Block& block;
   int warp, lane;
   bool has_rows;
-  int tile, slab, taken;  // tile, slab: to be brought next
+  int tile, slab;  // to be brought next
   RingPlace place;
   std::uint32_t at;  // the lane's address in the first slot
 
   __device__ __forceinline__ WgmmaCodes(const Block& b, int w, int l)
-      : block(b),
-        warp(w),
-        lane(l),
-        has_rows(b.has_rows(w)),
-        tile(b.first_tile),
-        slab(b.begin),
-        taken(b.begin) {
+      : block(b), warp(w), lane(l), has_rows(b.has_rows(w)), tile(b.first_tile), slab(b.begin) {
     at = block.code_slot(0) + static_cast<std::uint32_t>(warp * kBytes) +
          Block::chunk_place(lane % 16, lane / 16);
     if (lane == 0) {
@@ -261,16 +255,15 @@ struct WgmmaCodes {
     slab = block.begin;
     tile += block.step;
   }
-  /// The next slab's words.
-  __device__ __forceinline__ void take(device::SlabWords (&words)[kStrips<kX>]) {
-    const int half = (taken - block.begin) & 1;
+  /// The words of a box's slab number `half`; 0: of the next box.
+  __device__ __forceinline__ void take(device::SlabWords (&words)[kStrips<kX>], int half) {
     if (half == 0) {
       if (has_rows) device::await(barrier(place.slot), place.parity);
       __syncwarp();  // all lanes have what the slot before held
       bring(place.slot == 0 ? kSlots - 1 : place.slot - 1);
     }
     const std::uint32_t from = (at + static_cast<std::uint32_t>(place.slot * (kWgmmaRows * kBoxBytes))) ^
-                               static_cast<std::uint32_t>(64 * half);
+                               static_cast<std::uint32_t>(kSlabBytes * half);
 #pragma unroll
     for (int t = 0; t < kStrips<kX>; ++t) {
 #pragma unroll
@@ -281,9 +274,7 @@ struct WgmmaCodes {
         for (int j = 0; j < 4; ++j) words[t][2 * i + j / 2][j % 2] = pieces[j];
       }
     }
-    const bool last = ++taken == block.end;
-    if (half == 1 || last) place.advance(kSlots);
-    if (last) taken = block.begin;
+    if (half == 1) place.advance(kSlots);
   }
 };
 

@@ -48,7 +48,7 @@ struct WgmmaScales {
 
 struct WgmmaParams {
   CUtensorMap map;           // of the codes, boxes of kWarpRows
-  int rows, columns, slabs;  // N, K, of a row
+  int rows, columns, slabs;  // N, K, of a row: whole boxes
   WgmmaScales scale;
   std::uint16_t values[16];  // nf4's or fp4's, in bf16
   const bf16* x;
