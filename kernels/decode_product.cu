@@ -128,6 +128,7 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   p.pieces = static_cast<int>(device::ceil_div(p.used_bytes, kPieceBytes));
   p.rows = p.gated() ? kTileRows / 2 : kTileRows;
   p.tiles = p.outputs / p.rows;
+  p.four = 4 * p.row_bytes;
   p.second = p.gated() ? place_of(p.half[1].codes) - place_of(p.half[0].codes) : kTileRows / 2 * p.row_bytes;
   p.norm = steps.norm_K.data;
   p.eps = static_cast<float>(steps.eps);

@@ -35,7 +35,7 @@ struct TileEnd {
     tile = t;
     if constexpr (Format::kScaledAtEnd && !Format::kDense) {
       const DecodeHalf& half = p.half[p.gated() && lane % kTileRows >= kTileRows / 2 ? 1 : 0];
-      const std::int64_t row = half.first_row + std::int64_t{tile} * p.rows + lane % kTileRows % p.rows;
+      const std::int64_t row = half.first_row + std::int64_t{tile} * p.rows + (lane & (p.rows - 1));
       row_scale = __ldg(reinterpret_cast<const float*>(half.scales) + row);
     }
     if (p.end == ProductEnd::add && lane < kTileRows * p.m) before = device::load(*result(lane));
@@ -64,7 +64,7 @@ struct TileEnd {
   /// Number i of the tile's results: a row of x after the other.
   __device__ __forceinline__ bf16* result(int i) const {
     const DecodeParams& p = block.p;
-    return p.y + i / p.rows * p.y_stride + tile * p.rows + i % p.rows;
+    return p.y + (i >> p.log_rows()) * p.y_stride + tile * p.rows + (i & (p.rows - 1));
   }
   __device__ __forceinline__ float sum(const float* partial, int m, int row, float scale) const {
     float part[kDecodeWarps];
@@ -82,7 +82,7 @@ struct TileEnd {
   __device__ __forceinline__ void write(const float* partial) const {
     const DecodeParams& p = block.p;
     for (int base = 0; base < p.rows * p.m; base += 32) {
-      const int i = base + lane, row = i % p.rows, m = min(i / p.rows, p.m - 1);
+      const int i = base + lane, row = i & (p.rows - 1), m = min(i >> p.log_rows(), p.m - 1);
       const float scale = __shfl_sync(0xFFFFFFFFu, row_scale, row);
       const float up_scale = __shfl_sync(0xFFFFFFFFu, row_scale, kTileRows / 2 + row);
       if (i >= p.rows * p.m) continue;
@@ -121,7 +121,8 @@ requires(Piece<Format>::kSpread&& kMost <= 2) struct AnyWarp<Format, kMost> {
   using Type = SpreadWarp<Format, kMost>;
 };
 
-template <class Format, int kMost>
+// kStages: of a ring; 0: as the block's memory is laid out.
+template <class Format, int kMost, int kStages>
 __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block, PieceReader<Format>& reader,
                                                Ring<Format>& ring) {
   const DecodeParams& p = block.p;
@@ -131,7 +132,7 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
   unsigned turn = 0;
   if constexpr (Format::kNested) {
     warp.nested_reader.begin(p, warp.g);
-    warp.nested = warp.nested_reader.read(p);
+    warp.nested = warp.nested_reader.read(p, warp.q);
   }
   for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles; tile += static_cast<int>(gridDim.x), ++turn) {
     float* partial =
@@ -140,11 +141,11 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
     NestedScales next;
     if constexpr (Format::kNested) {
       warp.nested_reader.next(p);
-      if (tile + static_cast<int>(gridDim.x) < p.tiles) next = warp.nested_reader.read(p);
+      if (tile + static_cast<int>(gridDim.x) < p.tiles) next = warp.nested_reader.read(p, warp.q);
     }
     int piece = warp.warp;
     do {  // once at least: the reader counts alike
-      await_stage(block.at.stages);
+      await_stage(kStages > 0 ? kStages : block.at.stages);
       __syncwarp();
       ring.next();
       const Stage stage = ring.stage();
@@ -163,7 +164,7 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
 }
 
 // kLong: where long_rows() says so.
-template <class Format, int kMost, bool kLong>
+template <class Format, int kMost, bool kLong, int kStages>
 __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
     decode_product_kernel(const __grid_constant__ DecodeParams p, const __grid_constant__ DecodeShared at) {
   extern __shared__ __align__(128) char memory[];
@@ -188,21 +189,34 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   } else {
     x.all(fill);
   }
-  multiply_tiles<Format, kMost>(block, reader, ring);
+  multiply_tiles<Format, kMost, kStages>(block, reader, ring);
 }
 
-template <class Format, int kMost, bool kLong = false>
+template <class Format, int kMost, bool kLong = false, int kStages = 0>
 bool launch_kernel(cudaStream_t stream, const DecodeParams& params) {
   const DecodeShared at = DecodeShared::of<Format>(params);
   if (at.bytes == 0) return false;
-  const auto kernel = decode_product_kernel<Format, kMost, kLong>;
+  const auto kernel = decode_product_kernel<Format, kMost, kLong, kStages>;
   static const cudaError_t kAllowed = device::allow_shared_memory(kernel, kMostShared);
   check_cuda(kAllowed);
+  DecodeParams p = params;
   const int most = (at.bytes <= shared_of(kBlocks) ? kBlocks : 1) * ridge::cuda::multiprocessors();
-  device::launch_waiting(stream, params.early, kernel,
-                         dim3(static_cast<unsigned>(std::min(params.tiles, most))), kDecodeThreads,
-                         static_cast<std::size_t>(at.bytes), params, at);
+  const int blocks = std::min(p.tiles, most);
+  const std::int64_t rows = std::int64_t{p.rows} * blocks;
+  p.turn = {rows * p.row_bytes, rows * p.scale.across * Format::kScaleBytes,
+            static_cast<int>(rows * p.scale.row_blocks)};
+  device::launch_waiting(stream, p.early, kernel, dim3(static_cast<unsigned>(blocks)), kDecodeThreads,
+                         static_cast<std::size_t>(at.bytes), p, at);
   return true;
+}
+
+/// Without a branch on the ring's length in the loop.
+template <class Format>
+bool launch_one_row(cudaStream_t stream, const DecodeParams& params) {
+  const int stages = DecodeShared::of<Format>(params).stages;
+  if (stages == 5) return launch_kernel<Format, 1, false, 5>(stream, params);
+  if (stages == 4) return launch_kernel<Format, 1, false, 4>(stream, params);
+  return launch_kernel<Format, 1, false, 3>(stream, params);
 }
 
 template <class Format>
@@ -211,7 +225,7 @@ bool launch_decode_product(cudaStream_t stream, const DecodeParams& params) {
     if (long_rows<Format>(params)) return launch_kernel<Format, kMostLong, true>(stream, params);
   }
   if constexpr (Piece<Format>::kSpread) {
-    if (params.m == 1) return launch_kernel<Format, 1>(stream, params);
+    if (params.m == 1) return launch_one_row<Format>(stream, params);
   }
   if constexpr (Piece<Format>::kSpread || Format::kInteger) {
     if (params.m <= 2) return launch_kernel<Format, 2>(stream, params);

@@ -20,7 +20,10 @@ struct DecodeBlock {
   std::uint32_t base;
 
   __device__ __forceinline__ DecodeBlock(const DecodeParams& params, const DecodeShared& places, char* shared)
-      : p(params), at(places), memory(shared), base(device::shared_address(shared)) {}
+      : p(params),
+        at(places),
+        memory(shared),
+        base(Format::kTable ? device::kPairLines : device::shared_address(shared)) {}
 
   __device__ __forceinline__ std::uint32_t address(int offset) const {
     return base + static_cast<std::uint32_t>(offset);
@@ -39,10 +42,11 @@ struct DecodeBlock {
       device::begin_barrier(full(threadIdx.x), kDecodeWarps);
       device::begin_barrier(empty(threadIdx.x), 1);
     }
-    if constexpr (Format::kTable) device::fill_pair_lines<kDecodeThreads>(base, p.values);
+    if constexpr (Format::kTable)
+      device::fill_pair_lines<kDecodeThreads>(device::shared_address(memory), p.values);
     if constexpr (Format::kNested) {
-      for (int h = 0; h < (p.gated() ? 2 : 1); ++h)
-        of<float>(at.map)[256 * h + threadIdx.x] = __ldg(p.half[h].map + threadIdx.x);
+      for (int h = 0; h < 2; ++h)
+        of<float>(at.map)[256 * h + threadIdx.x] = __ldg(p.half[p.gated() ? h : 0].map + threadIdx.x);
     }
   }
 };
@@ -144,10 +148,8 @@ struct PieceReader {
     piece += kDecodeWarps;
     if (piece < p.pieces) return;
     tile += static_cast<int>(gridDim.x);
-    const std::int64_t rows = std::int64_t{p.rows} * gridDim.x;
-    codes_of += rows * p.row_bytes;
-    if constexpr (Of::kScales > 0)
-      scales_of = Of::kTiles ? scales_at() : scales_of + rows * p.scale.across * Format::kScaleBytes;
+    codes_of += p.turn.codes;
+    if constexpr (Of::kScales > 0) scales_of = Of::kTiles ? scales_at() : scales_of + p.turn.scales;
     enter();
   }
 
@@ -158,7 +160,7 @@ struct PieceReader {
   // Of the lane's row of a tile: lanes 0 and 1 have those of rows 0 and 8 where scales are of tiles.
   __device__ __forceinline__ std::int64_t first_scale() const {
     const int row = Of::kTiles ? 8 * lane : lane;
-    const std::int64_t of_half = half().first_row + std::int64_t{tile} * p.rows + row % p.rows;
+    const std::int64_t of_half = half().first_row + std::int64_t{tile} * p.rows + (row & (p.rows - 1));
     return (of_half >> p.scale.row_shift) * p.scale.across;
   }
   __device__ __forceinline__ const std::uint8_t* scales_at() const {
@@ -177,13 +179,12 @@ struct PieceReader {
   }
   __device__ __forceinline__ void copy(const Stage& stage) const {
     if (piece < end) {
-      const std::int64_t step = 4 * p.row_bytes;
       const std::uint8_t* lower = from + p.second;
 #pragma unroll
       for (int i = 0; i < kTileRows / 4; ++i) {
         const std::uint32_t to = Format::Layout::kWords == 1 && i % 2 == 1 ? place ^ 64u : place;
         device::copy_16(stage.codes + to + static_cast<std::uint32_t>(i * 4 * Of::kLine),
-                        (i < 2 ? from : lower) + i % 2 * step, policy);
+                        (i < 2 ? from : lower) + i % 2 * p.four, policy);
       }
     }
     if constexpr (Of::kScales > 0) copy_scales(stage.scales);

@@ -69,7 +69,8 @@ struct DecodeParams {
   DecodeHalf half[2];  // gate and up, or the first alone
   std::int64_t row_bytes;
   std::int64_t second;  // from a tile's row to the one 8 further down, bytes
-  int rows;             // of a half in a tile
+  std::int64_t four;    // rows, bytes
+  int rows;             // of a half in a tile: 16 or 8
   int outputs, columns, units, pieces, tiles;
   int used_bytes;  // of a row
   DecodeScales scale;
@@ -83,8 +84,13 @@ struct DecodeParams {
   std::int64_t y_stride;
   ProductEnd end;
   bool early;
+  struct {
+    std::int64_t codes, scales;  // bytes
+    int blocks;                  // of scales
+  } turn;                        // from a block's tile to its next
 
   __host__ __device__ bool gated() const { return end == ProductEnd::swiglu; }
+  __host__ __device__ int log_rows() const { return gated() ? 3 : 4; }
 };
 
 /// Where a block has what in its shared memory, bytes.
@@ -123,7 +129,9 @@ struct DecodeShared {
     norm = take(4 * 2 * kDecodeWarps);
     partials = take(4 * static_cast<int>(kSlots) * kDecodeWarps * kTileRows * p.m);
     x = take(Format::kInteger ? p.m * kDigits * x_row_bytes(p.columns / 2) : p.m * x_row_bytes(p.columns));
-    sums = take(Format::kBiased ? 4 * 8 * p.columns / Format::Layout::kColumns : 4 * 8 * kDecodeWarps);
+    sums = take(Format::kBiased     ? 4 * 8 * p.columns / Format::Layout::kColumns
+                : Format::kFactored ? 4 * 8 * kDecodeWarps
+                                    : 0);
     ring = Format::kTable ? 0 : take(all * Of::kStageBytes);
   }
 };

@@ -8,9 +8,9 @@ namespace ridge::kernels::cuda {
 /// Scales of the second level for a lane's two rows of a tile: of a row at most two.
 struct NestedScales {
   float first[2], second[2];
-  int left[2];  // blocks of the row up to the second
-  __device__ __forceinline__ float of(int h, int group) const {
-    return group < left[h] ? first[h] : second[h];
+  int left[2];  // pieces of the row up to the second, in which a lane's block is of the first
+  __device__ __forceinline__ float of(int h, int piece) const {
+    return piece < left[h] ? first[h] : second[h];
   }
 };
 
@@ -31,22 +31,22 @@ struct NestedReader {
       offset[h] = __ldg(half(p, h).offset);
     }
   }
-  __device__ __forceinline__ NestedScales read(const DecodeParams& p) const {
+  __device__ __forceinline__ NestedScales read(const DecodeParams& p, int q) const {
     NestedScales scales;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       constexpr auto kOfBlock = static_cast<unsigned>(kNestedBlock);
       const auto number = static_cast<unsigned>(block[h]);
       const float* at = half(p, h).nested + number / kOfBlock;
-      scales.left[h] = static_cast<int>(kOfBlock - number % kOfBlock);
+      const auto left = static_cast<int>(kOfBlock - number % kOfBlock);
+      scales.left[h] = (left - q + 3) / 4;
       scales.first[h] = __ldg(at);
-      scales.second[h] = scales.left[h] < p.scale.across ? __ldg(at + 1) : 0.0f;
+      scales.second[h] = left < p.scale.across ? __ldg(at + 1) : 0.0f;
     }
     return scales;
   }
   __device__ __forceinline__ void next(const DecodeParams& p) {
-    const int step = static_cast<int>(gridDim.x) * p.rows * static_cast<int>(p.scale.row_blocks);
-    block[0] += step, block[1] += step;
+    block[0] += p.turn.blocks, block[1] += p.turn.blocks;
   }
 };
 
@@ -159,26 +159,15 @@ struct WarpCodes {
   // Each lane of a row finds one unit's.
   __device__ __forceinline__ void nested_scales(Scales& to, int h, std::uint32_t from, int piece) const {
     static_assert(Of::kUnits == 4);
-    const float scale = nested_scale(h, from, piece);
+    const float scale = nested_scale(h, from + static_cast<std::uint32_t>(q), piece);
 #pragma unroll
     for (int u = 0; u < 4; ++u) to.of[u][h] = __shfl_sync(0xFFFFFFFFu, scale, u, 4);
   }
-  // Of the row's unit q, by two roundings, as elsewhere.
+  // Of the row's unit q, whose code is at `from`, by two roundings, as elsewhere.
   __device__ __forceinline__ float nested_scale(int h, std::uint32_t from, int piece) const {
-    const std::uint32_t map =
-        block.address(block.at.map) + (block.p.gated() ? 1024u * static_cast<std::uint32_t>(h) : 0u);
-    const float part =
-        __uint_as_float(device::load_shared(map + 4 * load_byte(from + static_cast<std::uint32_t>(q))));
-    return __fadd_rn(__fmul_rn(part, nested.of(h, 4 * piece + q)), nested_reader.offset[h]);
-  }
-  /// A lane's own of a piece's scales, which are at `scales`: of unit q in row g + 8 h.
-  __device__ __forceinline__ float own_scale(int h, std::uint32_t scales, int piece) const {
-    const std::uint32_t from = scales + static_cast<std::uint32_t>((g + 8 * h) * Of::kScaleBytes);
-    if constexpr (Format::kNested) {
-      return nested_scale(h, from, piece);
-    } else {
-      return __uint_as_float(device::load_shared(from + static_cast<std::uint32_t>(4 * q)));
-    }
+    const std::uint32_t map = block.address(block.at.map + 1024 * h);
+    const float part = __uint_as_float(device::load_shared(map + 4 * load_byte(from)));
+    return __fadd_rn(__fmul_rn(part, nested.of(h, piece)), nested_reader.offset[h]);
   }
   /// Calls f(u) for the units of a piece that there are.
   template <class F>
@@ -302,8 +291,8 @@ struct SpreadWarp : WarpCodes<Format> {
   using Base::block, Base::warp, Base::q, Base::g, Base::load_x;
   using typename Base::Codes, typename Base::Layout, typename Base::Of;
   static_assert(Of::kUnits == 4 && kRows <= 2);
-  std::uint32_t x_row, column;
-  int unit;  // whose x this lane has; 4: none's
+  std::uint32_t x_row, column, own;  // own: of a stage's scales
+  int unit;                          // whose x this lane has; 4: none's
   std::uint32_t x[Of::kUnits][4] = {};
   float total[2][kRows] = {};  // of rows g and g + 8
 
@@ -311,12 +300,19 @@ struct SpreadWarp : WarpCodes<Format> {
     const int m = g % 2;
     unit = m < kRows ? g / 2 : Of::kUnits;
     x_row = b.address(b.at.x + (m < kRows ? m : 0) * x_row_bytes(b.p.columns) + 16 * q);
-    column = 4 * (threadIdx.x % 32);
+    column = kept(4 * (threadIdx.x % 32));
+    own = kept(threadIdx.x % 32 * Format::kScaleBytes);
+  }
+  // In a register: the compiler would compute it again and again.
+  static __device__ __forceinline__ std::uint32_t kept(std::uint32_t value) {
+    asm volatile("" : "+r"(value));
+    return value;
   }
   /// The piece that lies in `stage`, which is whole.
   __device__ __forceinline__ void multiply(const Codes& codes, int piece, const Stage& stage) {
     if (piece >= block.p.pieces) return;
     const std::uint32_t from = x_row + static_cast<std::uint32_t>(piece * Of::kUnits * 2 * Layout::kColumns);
+    const float scale[2] = {scale_of(0, stage, piece), scale_of(1, stage, piece)};
     float sum[2][4] = {};
 #pragma unroll
     for (int e = 0; e < Layout::kEights; ++e) {
@@ -333,10 +329,9 @@ struct SpreadWarp : WarpCodes<Format> {
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float scale = this->own_scale(h, stage.scales, piece);
 #pragma unroll
       for (int m = 0; m < kRows; ++m)
-        total[h][m] = fmaf(scale, sum[0][2 * h + m] + sum[1][2 * h + m], total[h][m]);
+        total[h][m] = fmaf(scale[h], sum[0][2 * h + m] + sum[1][2 * h + m], total[h][m]);
     }
   }
   /// This warp's sums of a tile, [M, 16].
@@ -352,6 +347,14 @@ struct SpreadWarp : WarpCodes<Format> {
         total[h][m] = 0;
       }
     }
+  }
+
+ private:
+  // Of the lane's unit q in row g + 8 h.
+  __device__ __forceinline__ float scale_of(int h, const Stage& stage, int piece) const {
+    const std::uint32_t from = stage.scales + own + static_cast<std::uint32_t>(32 * h * Format::kScaleBytes);
+    if constexpr (Format::kNested) return this->nested_scale(h, from, piece);
+    return __uint_as_float(device::load_shared(from));
   }
 };
 
