@@ -120,6 +120,8 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   } else if (steps.end == ProductEnd::swiglu) {
     rows /= 2;
     p.half[1] = below(p.half[0], p, rows);
+  } else {
+    p.half[1] = p.half[0];
   }
   p.outputs = static_cast<int>(rows);
   p.columns = static_cast<int>(cols);

@@ -83,8 +83,11 @@ struct TileEnd {
     const DecodeParams& p = block.p;
     for (int base = 0; base < p.rows * p.m; base += 32) {
       const int i = base + lane, row = i & (p.rows - 1), m = min(i >> p.log_rows(), p.m - 1);
-      const float scale = __shfl_sync(0xFFFFFFFFu, row_scale, row);
-      const float up_scale = __shfl_sync(0xFFFFFFFFu, row_scale, kTileRows / 2 + row);
+      float scale = 1, up_scale = 1;
+      if constexpr (Format::kScaledAtEnd && !Format::kDense) {
+        scale = __shfl_sync(0xFFFFFFFFu, row_scale, row);
+        up_scale = __shfl_sync(0xFFFFFFFFu, row_scale, kTileRows / 2 + row);
+      }
       if (i >= p.rows * p.m) continue;
       const std::int64_t output = std::int64_t{tile} * p.rows + row;
       float value = with_bias(sum(partial, m, row, scale), 0, output);

@@ -46,7 +46,7 @@ struct DecodeBlock {
       device::fill_pair_lines<kDecodeThreads>(device::shared_address(memory), p.values);
     if constexpr (Format::kNested) {
       for (int h = 0; h < 2; ++h)
-        of<float>(at.map)[256 * h + threadIdx.x] = __ldg(p.half[p.gated() ? h : 0].map + threadIdx.x);
+        of<float>(at.map)[256 * h + threadIdx.x] = __ldg(p.half[h].map + threadIdx.x);
     }
   }
 };

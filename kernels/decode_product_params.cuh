@@ -66,7 +66,7 @@ struct Piece {
 };
 
 struct DecodeParams {
-  DecodeHalf half[2];  // gate and up, or the first alone
+  DecodeHalf half[2];  // gate and up, or the same twice
   std::int64_t row_bytes;
   std::int64_t second;  // from a tile's row to the one 8 further down, bytes
   std::int64_t four;    // rows, bytes

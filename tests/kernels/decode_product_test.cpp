@@ -210,6 +210,7 @@ TEST_F(DecodeProduct, ScalesInBf16) {
 TEST_F(DecodeProduct, LongRows) {
   for (const char* format : {"bf16", "int8", "nf4-dq", "int4-g128"})
     expect_product(format, {1, 2128, 14336, ProductEnd::add, false, false});
+  expect_product("nf4-dq", {2, 48, 16384, ProductEnd::store, false, true});  // a block a multiprocessor
 }
 
 // Where a block's memory holds fewer rows than there are, the weights are read more than once.
