@@ -133,7 +133,8 @@ struct WgmmaWorker {
     const std::uint64_t x = device::wgmma_operand(block.x_slot(x_place.slot), 16 * kX);
 #pragma unroll
     for (int b = 0; b < Format::kBatches; b += kPairs) {
-      if (kGroups && b % std::max(1, Format::kGroup) == 0) reader.advance();
+      if (kGroups && b % std::max(1, Format::kGroup) == 0)
+        reader.advance((half * Format::kBatches + b) / std::max(1, Format::kGroup));
 #pragma unroll
       for (int t = 0; t < kStrips<kX>; ++t) multiply(a[t], words[t], t, b, x);
       // The last strip's first wait was for all products of the slab before.

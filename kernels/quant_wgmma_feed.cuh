@@ -283,7 +283,9 @@ template <class Format, int kX>
 struct WgmmaScaleReader {
   const WgmmaBlock<Format, kX>& block;
   const WgmmaScales& s;
-  int lane, row, unit, place;  // unit: to be read next; place: of the unit at hand, of four
+  static constexpr int kUnits = 2 * Format::kBatches / std::max(1, Format::kGroup);  // of a box
+  static_assert(kUnits % 4 == 0 || kUnits == 2);
+  int lane, row, unit, box, place;  // unit: to be read next; place: of the unit at hand, of four
   int at[kStrips<kX>][2];
   std::uint32_t next[kStrips<kX>][2], next_extra[kStrips<kX>][2];  // as stored
   std::uint32_t now[kStrips<kX>][2], extra[kStrips<kX>][2];
@@ -298,6 +300,7 @@ struct WgmmaScaleReader {
   __device__ __forceinline__ void enter(int first_row, int first) {
     row = first_row + lane / 4;
     unit = first;
+    box = 2;
     place = 3;
 #pragma unroll
     for (int t = 0; t < kStrips<kX>; ++t) {
@@ -327,9 +330,15 @@ struct WgmmaScaleReader {
       }
     }
   }
-  /// The next unit's come to hand.
-  __device__ __forceinline__ void advance() {
-    place = (place + 1) % 4;
+  /// Those of a box's unit come to hand; of all units, one after the other.
+  __device__ __forceinline__ void advance(int number) {
+    if constexpr (kStrips<kX> == 2) {  // the number is not known when it is compiled
+      place = (place + 1) % 4;
+    } else {
+      if (kUnits == 2 && number == 0) box ^= 2;
+      place = kUnits == 2 ? box + number : number % 4;
+      if (number % 2 != 0) return;
+    }
     if (place != 0) return;
 #pragma unroll
     for (int t = 0; t < kStrips<kX>; ++t) {
