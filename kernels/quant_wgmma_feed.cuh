@@ -45,7 +45,7 @@ struct WgmmaBlock {
   static constexpr int kXSlot = kX * kColumns * 2;                 // bytes
   static constexpr int kSteps = kColumns / 16;
   static constexpr WgmmaShared kAt = WgmmaShared::of(kX, kXSlot, Format::kTable);
-  static constexpr int kAhead = kAt.code_slots - 1;  // slabs of codes under way
+  static constexpr int kAhead = kAt.code_slots - 1;  // boxes of codes under way
   static_assert(kAhead >= 1 && kAt.bytes <= kWgmmaShared);
   const WgmmaParams& p;
   std::uint32_t memory;  // its address
@@ -242,7 +242,7 @@ struct WgmmaCodes {
   __device__ __forceinline__ std::uint32_t barrier(int slot) const {
     return block.has_codes(warp) + static_cast<std::uint32_t>(8 * slot);
   }
-  /// The next two slabs, if there are some; zeros beyond N and K.
+  /// The next box, if there is one; zeros beyond N and K.
   __device__ __forceinline__ void bring(int slot) {
     if (!has_rows || tile >= block.p.tiles) return;
     if (lane == 0) {
