@@ -146,6 +146,18 @@ TYPED_TEST(DecodeAttention, ManyKeys) {
   }
 }
 
+// A warp of the kernel has three places for tiles, of 16 keys in bf16 and 32 of 8 bits: with more tiles it
+// uses each again.
+TEST(DecodeAttentionRings, MoreTilesThanPlaces) {
+  if (!on_gpu()) GTEST_SKIP() << "a GPU's kernel";
+  expect_same<bf16>({1, 8, 8, 128, 1910}, KvFormat::bf16, {1899});  // few keys: up to 2048 of 8 heads
+  expect_same<bf16>({1, 32, 8, 128, 2048}, KvFormat::bf16, {2047}, 1950);
+  expect_same<bf16>({1, 32, 8, 128, 8000}, KvFormat::bf16, {7990});  // many: 32 parts
+  expect_same<bf16>({1, 8, 8, 128, 12100}, KvFormat::bf16, {12051}, 11900);
+  expect_same<bf16>({1, 8, 8, 128, 16500}, KvFormat::fp8, {16490});
+  expect_same<bf16>({1, 8, 8, 128, 22000}, KvFormat::int8, {21990});
+}
+
 TYPED_TEST(DecodeAttention, GreatScoresDoNotOverflow) {
   for (const KvFormat format : kKvFormats) {
     Problem<TypeParam> p({1, 4, 2, 128, 300}, format, {299}), two({1, 4, 2, 128, 300}, format, {299});
