@@ -12,20 +12,25 @@ using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*
                             const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
                             CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
-// From the driver at run time: nothing is linked to it.
+// From the driver at run time, for nothing is linked to it; null where it has none.
 Encode encoder() {
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult result{};
-  check_cuda(
-      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
-  if (result != cudaDriverEntryPointSuccess) fail("the driver has no cuTensorMapEncodeTiled");
-  return reinterpret_cast<Encode>(found);
+  static const Encode kEncode = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
+                                                &result));
+    return result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(found) : nullptr;
+  }();
+  return kEncode;
 }
 
 }  // namespace
 
+bool has_tensor_maps() { return encoder() != nullptr; }
+
 CUtensorMap byte_rows_map(const std::uint8_t* data, std::int64_t rows, std::int64_t row_bytes, int box_rows) {
-  static const Encode encode = encoder();
+  const Encode encode = encoder();
+  if (encode == nullptr) fail("the driver has no cuTensorMapEncodeTiled: ask has_tensor_maps");
   const cuuint64_t size[2] = {static_cast<cuuint64_t>(row_bytes), static_cast<cuuint64_t>(rows)};
   const cuuint64_t stride[1] = {static_cast<cuuint64_t>(row_bytes)};
   const cuuint32_t box[2] = {kByteBox, static_cast<cuuint32_t>(box_rows)}, step[2] = {1, 1};
