@@ -123,7 +123,6 @@ bool choose_copy(const Opcode& op, Instruction& i) {
     return i.run = nothing, true;
   if (op.name == "trap") return i.run = stop, true;
   if (op.name == "ret" || op.name == "exit") return i.flow = Flow::leave, true;
-  if (op.name == "cp" && op.has("bulk") && op.has("prefetch")) return i.run = nothing, true;
   if (op.name != "cp" || op.parts.empty() || op.parts[0] != "async" || op.has("bulk") || op.has("mbarrier"))
     return false;
   if (op.has("commit_group")) return i.run = end_group, true;
