@@ -38,8 +38,7 @@ struct TileEnd {
       const std::int64_t row = half.first_row + std::int64_t{tile} * p.rows + (lane & (p.rows - 1));
       row_scale = __ldg(reinterpret_cast<const float*>(half.scales) + row);
     }
-    if (p.end == ProductEnd::add && block.rank == 0 && lane < kTileRows * p.m)
-      before = device::load(*result(lane));
+    if (p.end == ProductEnd::add && lane < kTileRows * p.m) before = device::load(*result(lane));
   }
   /// After the warp has left its part in `partial`, of the block's tile number `turn`.
   __device__ __forceinline__ void arrive(const float* partial, unsigned turn) const {
@@ -49,12 +48,7 @@ struct TileEnd {
     if (lane == 0) left = device::arrive_and_count(block.full(slot));
     if (__shfl_sync(0xFFFFFFFFu, left, 0) != 1) return;
     device::await(block.full(slot), parity(turn));
-    if (block.rank == 0) {
-      if (block.p.share > 1) device::await_cluster(block.came(slot), 0);
-      write(partial, slot);
-    } else {
-      send(partial, slot);
-    }
+    write(partial);
     __syncwarp();
     if (lane == 0) device::arrive(block.empty(slot));
   }
@@ -72,24 +66,12 @@ struct TileEnd {
     const DecodeParams& p = block.p;
     return p.y + (i >> p.log_rows()) * p.y_stride + tile * p.rows + (i & (p.rows - 1));
   }
-  __device__ __forceinline__ float sum(const float* partial, int m, int row) const {
+  __device__ __forceinline__ float sum(const float* partial, int m, int row, float scale) const {
     float part[kDecodeWarps];
 #pragma unroll
     for (int w = 0; w < kDecodeWarps; ++w) part[w] = partial[(w * block.p.m + m) * kTileRows + row];
-    return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
-  }
-  __device__ __forceinline__ float sum(const float* partial, unsigned slot, int m, int row,
-                                       float scale) const {
-    float all = sum(partial, m, row);
-    if (block.p.share > 1)
-      all += __uint_as_float(device::load_shared(block.others(slot, m * kTileRows + row)));
-    return scale * all;
-  }
-  /// To the block that writes the tile, when it has begun.
-  __device__ __forceinline__ void send(const float* partial, unsigned slot) const {
-    for (int i = lane; i < kTileRows * block.p.m; i += 32)
-      device::send_there(device::shared_of(block.others(slot, i), 0), device::shared_of(block.came(slot), 0),
-                         sum(partial, i / kTileRows, i % kTileRows));
+    return scale *
+           (((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7])));
   }
   __device__ __forceinline__ float with_bias(float total, int half, std::int64_t row) const {
     const float rounded = device::load(device::round_to<bf16>(total));
@@ -97,7 +79,7 @@ struct TileEnd {
     if (bias == nullptr) return rounded;
     return device::load(device::round_to<bf16>(rounded + device::load(bias[row])));
   }
-  __device__ __forceinline__ void write(const float* partial, unsigned slot) const {
+  __device__ __forceinline__ void write(const float* partial) const {
     const DecodeParams& p = block.p;
     for (int base = 0; base < p.rows * p.m; base += 32) {
       const int i = base + lane, row = i & (p.rows - 1), m = min(i >> p.log_rows(), p.m - 1);
@@ -108,9 +90,9 @@ struct TileEnd {
       }
       if (i >= p.rows * p.m) continue;
       const std::int64_t output = std::int64_t{tile} * p.rows + row;
-      float value = with_bias(sum(partial, slot, m, row, scale), 0, output);
+      float value = with_bias(sum(partial, m, row, scale), 0, output);
       if (p.gated()) {
-        const float up = with_bias(sum(partial, slot, m, kTileRows / 2 + row, up_scale), 1, output);
+        const float up = with_bias(sum(partial, m, kTileRows / 2 + row, up_scale), 1, output);
         value = device::load(device::round_to<bf16>(device::silu_of<bf16>(value))) * up;
       }
       bf16* to = result(i);
@@ -152,19 +134,19 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
   Stage free = ring.stage();
   unsigned turn = 0;
   if constexpr (Format::kNested) {
-    warp.nested_reader.begin(p, block.first_tile, warp.g);
+    warp.nested_reader.begin(p, warp.g);
     warp.nested = warp.nested_reader.read(p, warp.q);
   }
-  for (int tile = block.first_tile; tile < p.tiles; tile += p.turn.tiles, ++turn) {
+  for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles; tile += static_cast<int>(gridDim.x), ++turn) {
     float* partial =
         block.template of<float>(block.at.partials) + turn % kSlots * kDecodeWarps * kTileRows * p.m;
     end.enter(tile);
     NestedScales next;
     if constexpr (Format::kNested) {
       warp.nested_reader.next(p);
-      if (tile + p.turn.tiles < p.tiles) next = warp.nested_reader.read(p, warp.q);
+      if (tile + static_cast<int>(gridDim.x) < p.tiles) next = warp.nested_reader.read(p, warp.q);
     }
-    int piece = block.rank * kDecodeWarps + warp.warp;
+    int piece = warp.warp;
     do {  // once at least: the reader counts alike
       await_stage(kStages > 0 ? kStages : block.at.stages);
       __syncwarp();
@@ -175,7 +157,7 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
       reader.read(free);
       warp.multiply(codes, piece, stage);
       free = stage;
-      piece += p.warps();
+      piece += kDecodeWarps;
     } while (piece < p.pieces);
     end.await_place(turn);
     warp.leave(partial);
@@ -201,10 +183,6 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   };
   for (int s = 0; s < early; ++s) read();
   block.begin();
-  if (p.share > 1) {
-    __syncwarp();
-    device::cluster_arrive_relaxed();
-  }
   const XStage<Format> x(block);
   __syncthreads();
   device::wait_for_previous();
@@ -214,15 +192,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   } else {
     x.all(fill);
   }
-  if (p.share > 1) device::cluster_wait();
   multiply_tiles<Format, kMost, kStages>(block, reader, ring);
-}
-
-/// Where one to a tile would leave multiprocessors idle; whatever M is, so that bits do not depend on it. No
-/// warp is without a piece.
-inline int blocks_to_a_tile(const DecodeParams& p) {
-  const bool few = 2 * p.tiles <= 3 * ridge::cuda::multiprocessors();
-  return few && p.pieces >= kMostShare * kDecodeWarps ? kMostShare : 1;
 }
 
 template <class Format, int kMost, bool kLong = false, int kStages = 0>
@@ -233,16 +203,13 @@ bool launch_kernel(cudaStream_t stream, const DecodeParams& params) {
   static const cudaError_t kAllowed = device::allow_shared_memory(kernel, kMostShared);
   check_cuda(kAllowed);
   DecodeParams p = params;
-  p.share = blocks_to_a_tile(p);
   const int most = (at.bytes <= shared_of(kBlocks) ? kBlocks : 1) * ridge::cuda::multiprocessors();
-  const int once = p.share > 1 ? static_cast<int>(device::ceil_div(p.tiles, kSlots)) : 1;
-  const int tiles = std::min(p.tiles, std::max(most / p.share, once));
-  const std::int64_t rows = std::int64_t{p.rows} * tiles;
+  const int blocks = std::min(p.tiles, most);
+  const std::int64_t rows = std::int64_t{p.rows} * blocks;
   p.turn = {rows * p.row_bytes, rows * p.scale.across * Format::kScaleBytes,
-            static_cast<int>(rows * p.scale.row_blocks), tiles};
-  device::launch_clusters_waiting(stream, p.early, static_cast<unsigned>(p.share), kernel,
-                                  dim3(static_cast<unsigned>(tiles * p.share)), kDecodeThreads,
-                                  static_cast<std::size_t>(at.bytes), p, at);
+            static_cast<int>(rows * p.scale.row_blocks)};
+  device::launch_waiting(stream, p.early, kernel, dim3(static_cast<unsigned>(blocks)), kDecodeThreads,
+                         static_cast<std::size_t>(at.bytes), p, at);
   return true;
 }
 

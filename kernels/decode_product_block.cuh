@@ -5,8 +5,6 @@
 #include "kernels/device/async_copy.cuh"
 #include "kernels/device/barrier.cuh"
 #include "kernels/device/block.cuh"
-#include "kernels/device/cluster.cuh"
-#include "kernels/device/mbarrier.cuh"
 #include "kernels/device/mma.cuh"
 #include "kernels/device/pack.cuh"
 
@@ -20,17 +18,12 @@ struct DecodeBlock {
   const DecodeShared& at;
   char* memory;
   std::uint32_t base;
-  int rank, first_tile;  // of those that share a tile; of this one's
 
   __device__ __forceinline__ DecodeBlock(const DecodeParams& params, const DecodeShared& places, char* shared)
       : p(params),
         at(places),
         memory(shared),
-        base(Format::kTable ? device::kPairLines : device::shared_address(shared)),
-        rank(static_cast<int>(blockIdx.x) & (params.share - 1)),
-        first_tile(static_cast<int>(blockIdx.x) >> (params.share - 1)) {
-    static_assert(kMostShare == 2);
-  }
+        base(Format::kTable ? device::kPairLines : device::shared_address(shared)) {}
 
   __device__ __forceinline__ std::uint32_t address(int offset) const {
     return base + static_cast<std::uint32_t>(offset);
@@ -41,24 +34,13 @@ struct DecodeBlock {
   }
   /// Barriers of a place for a tile's parts: all parts have come; they are added up.
   __device__ __forceinline__ std::uint32_t full(unsigned slot) const {
-    return address(at.barriers) + 24 * slot;
+    return address(at.barriers) + 16 * slot;
   }
   __device__ __forceinline__ std::uint32_t empty(unsigned slot) const { return full(slot) + 8; }
-  /// The other block's sums have come: once a place, for tiles are no more than places.
-  __device__ __forceinline__ std::uint32_t came(unsigned slot) const { return full(slot) + 16; }
-  __device__ __forceinline__ std::uint32_t others(unsigned slot, int i) const {
-    return address(at.others) +
-           4 * (slot * kTileRows * static_cast<unsigned>(p.m) + static_cast<unsigned>(i));
-  }
   __device__ __forceinline__ void begin() const {
     if (threadIdx.x < kSlots) {
       device::begin_barrier(full(threadIdx.x), kDecodeWarps);
       device::begin_barrier(empty(threadIdx.x), 1);
-      if (p.share > 1) {
-        device::begin_barrier(came(threadIdx.x), 1);
-        device::fence_barriers();
-        device::arrive_expecting(came(threadIdx.x), 4 * kTileRows * p.m);
-      }
     }
     if constexpr (Format::kTable)
       device::fill_pair_lines<kDecodeThreads>(device::shared_address(memory), p.values);
@@ -123,10 +105,11 @@ requires(Format::kTable) struct Ring<Format> {
 template <class Format>
 struct PieceReader {
   using Of = Piece<Format>;
+  static constexpr int kStep = kDecodeWarps * kPieceBytes;  // bytes of a row from piece to piece
   const DecodeParams& p;
   std::uint64_t policy;
-  int tile, warp, lane;  // warp: of those of a tile
-  std::uint32_t place;   // in a stage, of this lane's first chunk
+  int tile, warp, lane;
+  std::uint32_t place;  // in a stage, of this lane's first chunk
   static constexpr int kScaleCopies = Of::kScaleBytes <= 16 ? 1 : Of::kScaleBytes / 16;
   int piece;                                  // of the row, the next
   int most_piece, most_scales[kScaleCopies];  // there are a lane's copies of pieces below
@@ -137,8 +120,8 @@ struct PieceReader {
   __device__ __forceinline__ PieceReader(const DecodeBlock<Format>& block, int of)
       : p(block.p),
         policy(device::read_once_policy()),
-        tile(block.first_tile),
-        warp(block.rank * kDecodeWarps + of),
+        tile(static_cast<int>(blockIdx.x)),
+        warp(of),
         lane(static_cast<int>(threadIdx.x) % 32) {
     const int row = lane / 8;
     place =
@@ -160,11 +143,11 @@ struct PieceReader {
   __device__ __forceinline__ void read(const Stage& to) {
     copy(to);
     device::end_copies();
-    from += p.warps() * kPieceBytes;
-    if constexpr (Of::kScales > 0) scales += p.warps() * Of::kScaleBytes;
-    piece += p.warps();
+    from += kStep;
+    if constexpr (Of::kScales > 0) scales += kDecodeWarps * Of::kScaleBytes;
+    piece += kDecodeWarps;
     if (piece < p.pieces) return;
-    tile += p.turn.tiles;
+    tile += static_cast<int>(gridDim.x);
     codes_of += p.turn.codes;
     if constexpr (Of::kScales > 0) scales_of = Of::kTiles ? scales_at() : scales_of + p.turn.scales;
     enter();
@@ -230,20 +213,20 @@ struct XStage {
   using Layout = typename Format::Layout;
   using Pack = device::Pack<bf16>;
   static constexpr int kOfPiece = Piece<Format>::kUnits * Layout::kColumns / 8;
+  static constexpr int kStep = 32 * kDecodeWarps;  // packs from one of a lane's to its next
   const DecodeBlock<Format>& block;
   int warp, lane;
-  int first, count;  // a lane's packs: number first + i step() of the row, i < count, unless they lie beyond
+  int first, count;  // a lane's packs: number first + i kStep of the row, i < count, unless they lie beyond
   float of_column;   // a column's part of a mean
 
   __device__ __forceinline__ explicit XStage(const DecodeBlock<Format>& b)
       : block(b), warp(static_cast<int>(threadIdx.x) / 32), lane(static_cast<int>(threadIdx.x) % 32) {
-    const int of_tile = b.rank * kDecodeWarps + warp;
-    first = (of_tile + b.p.warps() * (lane / kOfPiece)) * kOfPiece + lane % kOfPiece;
-    count = (b.p.columns / 8 - of_tile * kOfPiece + step() - 1) / step();
+    first = (warp + kDecodeWarps * (lane / kOfPiece)) * kOfPiece + lane % kOfPiece;
+    count = (b.p.columns / 8 - warp * kOfPiece + kStep - 1) / kStep;
     of_column = 1.0f / static_cast<float>(b.p.columns);
     if (b.p.norm == nullptr) return;
     for (int i = 0; i < count; ++i) {
-      if (inside(i)) device::prefetch(b.p.norm + 8 * (first + i * step()));
+      if (inside(i)) device::prefetch(b.p.norm + 8 * (first + i * kStep));
     }
   }
   /// Calls meanwhile() once, when the first of x are on their way.
@@ -255,15 +238,11 @@ struct XStage {
       int base = 0;
       do {
         Pack x[kMostPacks];
-        Pack weight[kNormPacks], theirs[kTheirs];
+        Pack weight[kNormPacks];
         each<kMostPacks>(base, [&](int i) { x[i] = load(from, base + i); });
         if (p.norm != nullptr) each<kNormPacks>(0, [&](int i) { weight[i] = load(p.norm, i); });
-        if (p.norm != nullptr && p.share > 1) {
-#pragma unroll
-          for (int i = 0; i < kTheirs; ++i) theirs[i] = load(from, i, across());
-        }
         if (row == 0 && base == 0) meanwhile();
-        if (p.norm != nullptr) normalize(x, weight, theirs, row);
+        if (p.norm != nullptr) normalize(x, weight, row);
         const float factor = Format::kFactored ? factor_of(x, row) : 0.0f;
         each<kMostPacks>(base, [&](int i) { put(x[i], row, base + i, factor); });
         base += kMostPacks;
@@ -284,17 +263,10 @@ struct XStage {
   }
 
  private:
-  static constexpr int kTheirs = kNormPacks / kMostShare;
-  __device__ __forceinline__ int step() const { return 32 * block.p.warps(); }
-  __device__ __forceinline__ int across() const {
-    return (block.rank == 0 ? 1 : -1) * kDecodeWarps * kOfPiece;
-  }
-  __device__ __forceinline__ bool inside(int i, int across = 0) const {
-    return 8 * (first + across + i * step()) < block.p.columns;
-  }
-  /// A lane's pack i, or the one `across` from it; zeros beyond the row.
-  __device__ __forceinline__ Pack load(const bf16* from, int i, int across = 0) const {
-    return inside(i, across) ? device::load_pack(from + 8 * (first + across + i * step())) : Pack{};
+  __device__ __forceinline__ bool inside(int i) const { return 8 * (first + i * kStep) < block.p.columns; }
+  /// A lane's pack i; zeros beyond the row.
+  __device__ __forceinline__ Pack load(const bf16* from, int i) const {
+    return inside(i) ? device::load_pack(from + 8 * (first + i * kStep)) : Pack{};
   }
   /// f(i) for those of the kCount packs from `base` on that the warp has.
   template <int kCount, class F>
@@ -305,20 +277,14 @@ struct XStage {
       f(i);
     }
   }
-  static __device__ __forceinline__ void add_squares(float& to, const Pack& x) {
-#pragma unroll
-    for (int k = 0; k < 8; ++k) to += x[k] * x[k];
-  }
-  // theirs: packs of this lane's like in the other block of the tile.
   __device__ __forceinline__ void normalize(Pack (&x)[kMostPacks], const Pack (&weight)[kNormPacks],
-                                            const Pack (&theirs)[kTheirs], int row) const {
-    float squares = 0, others = 0;
-    each<kNormPacks>(0, [&](int i) { add_squares(squares, x[i]); });
-    if (block.p.share > 1) {
+                                            int row) const {
+    float squares = 0;
+    each<kNormPacks>(0, [&](int i) {
 #pragma unroll
-      for (int i = 0; i < kTheirs; ++i) add_squares(others, theirs[i]);
-    }
-    squares = device::warp_all<device::Sum>(squares + others);
+      for (int k = 0; k < 8; ++k) squares += x[i][k] * x[i][k];
+    });
+    squares = device::warp_all<device::Sum>(squares);
     float* of_warps = block.template of<float>(block.at.norm) + row % 2 * kDecodeWarps;
     if (lane == 0) of_warps[warp] = squares;
     __syncthreads();
@@ -337,7 +303,7 @@ struct XStage {
     });
   }
   __device__ __forceinline__ void put(const Pack& x, int row, int i, float factor) const {
-    const int pack = first + i * step();
+    const int pack = first + i * kStep;
     if constexpr (Format::kInteger) {
       if (inside(i)) store_digits(x, row, pack, factor);
     } else if constexpr (Format::kHalf) {

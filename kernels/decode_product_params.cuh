@@ -17,7 +17,6 @@ inline constexpr int kDecodeThreads = 32 * kDecodeWarps;
 inline constexpr int kPieceBytes = 128;              // of a row, which a warp reads at once
 inline constexpr int kBlocks = 2;                    // of a multiprocessor
 inline constexpr unsigned kSlots = 2;                // of tiles' partial sums
-inline constexpr int kMostShare = 2;                 // blocks that share a tile's columns
 inline constexpr int kLeastStages = 3;               // of a warp's ring
 inline constexpr int kMostStages = 5;                // more keep x waiting behind them
 inline constexpr int kMostPacks = 8;                 // of eight columns, that a thread stages at once
@@ -88,19 +87,16 @@ struct DecodeParams {
   struct {
     std::int64_t codes, scales;  // bytes
     int blocks;                  // of scales
-    int tiles;
-  } turn;     // from a block's tile to its next
-  int share;  // blocks to a tile, a cluster: warp w of block r has pieces warps() i + r kDecodeWarps + w
+  } turn;                        // from a block's tile to its next
 
   __host__ __device__ bool gated() const { return end == ProductEnd::swiglu; }
   __host__ __device__ int log_rows() const { return gated() ? 3 : 4; }
-  __host__ __device__ int warps() const { return share * kDecodeWarps; }  // of a tile
 };
 
 /// Where a block has what in its shared memory, bytes.
 struct DecodeShared {
-  int barriers, map, norm, partials, others, x, sums, ring, scales, bytes;  // scales: where there is a table
-  int stages;                                                               // of a warp's ring
+  int barriers, map, norm, partials, x, sums, ring, scales, bytes;  // scales: where there is a table
+  int stages;                                                       // of a warp's ring
 
   template <class Format>
   static DecodeShared of(const DecodeParams& p) {
@@ -128,11 +124,10 @@ struct DecodeShared {
     const int all = stages * kDecodeWarps;
     bytes = Format::kTable ? lines_bytes(all) : 0;
     scales = Format::kTable ? take(all * Of::kAllScaleBytes) : 0;
-    barriers = take(24 * static_cast<int>(kSlots));
+    barriers = take(16 * static_cast<int>(kSlots));
     map = take(Format::kNested ? 2 * 1024 : 0);
     norm = take(4 * 2 * kDecodeWarps);
     partials = take(4 * static_cast<int>(kSlots) * kDecodeWarps * kTileRows * p.m);
-    others = take(4 * static_cast<int>(kSlots) * kTileRows * p.m);
     x = take(Format::kInteger ? p.m * kDigits * x_row_bytes(p.columns / 2) : p.m * x_row_bytes(p.columns));
     sums = take(Format::kBiased     ? 4 * 8 * p.columns / Format::Layout::kColumns
                 : Format::kFactored ? 4 * 8 * kDecodeWarps

@@ -19,9 +19,9 @@ struct NestedReader {
   int block[2];  // of the rows, the first
   float offset[2];
 
-  __device__ __forceinline__ void begin(const DecodeParams& p, int first_tile, int g) {
+  __device__ __forceinline__ void begin(const DecodeParams& p, int g) {
     const auto blocks = static_cast<int>(p.scale.row_blocks);
-    const int row = first_tile * p.rows + g;
+    const int row = static_cast<int>(blockIdx.x) * p.rows + g;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       block[h] = static_cast<int>(p.half[h].first_block) + (row + (p.gated() ? 0 : 8 * h)) * blocks;

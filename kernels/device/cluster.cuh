@@ -36,11 +36,4 @@ __device__ __forceinline__ void send_there(unsigned address, unsigned barrier, c
       : "memory");
 }
 
-/// The same of 4 bytes.
-__device__ __forceinline__ void send_there(unsigned address, unsigned barrier, float x) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(address),
-               "f"(x), "r"(barrier)
-               : "memory");
-}
-
 }  // namespace ridge::kernels::device
