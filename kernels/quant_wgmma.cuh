@@ -2,8 +2,8 @@
 // 64 of them at a time. Codes become the operand in registers; x is the one in shared memory, brought by four
 // more warps, slab after slab.
 //
-// A cluster's blocks share the slabs of their rows and send each other the sums, each of which adds up some
-// rows of x. The cut into slabs depends on N and K alone: the bits of a row of y are the same for any M
+// A cluster's blocks share the slabs of their rows and add up through each other's shared memory, each for
+// its rows of x. The cut into slabs depends on N and K alone: the bits of a row of y are the same for any M
 // that these kernels take.
 //
 // Shapes as in quant_wgmma_params.cuh.
@@ -200,40 +200,14 @@ struct WgmmaWorker {
     }
   }
 
-  // Block r has rows r, r + C, ... of x, of each block's sums x_each.
-  __device__ __forceinline__ void send_sums() const {
-    const WgmmaParams& p = block.p;
-    const std::uint32_t from =
-        block.memory + static_cast<std::uint32_t>(Block::kAt.sums + 4 * (kWarpRows<kX> * warp + lane / 4));
-#pragma unroll
-    for (int pair = 0; pair < kX / 4; ++pair) {
-      const int m = pair / 2 * 8 + lane % 4 * 2 + pair % 2, place = m * p.inverse >> 16;
-      if (m >= p.m) continue;
-      const auto rank = static_cast<unsigned>(m - place * p.cluster);
-      const int row = block.rank * p.x_each + place;
-      const std::uint32_t to =
-          device::shared_of(from + static_cast<std::uint32_t>(4 * kSumsPitch * row), rank);
-      const std::uint32_t barrier = device::shared_of(block.has_sums(), rank);
-#pragma unroll
-      for (int th = 0; th < 2 * kStrips<kX>; ++th) {
-        const int t = th / 2, i = pair / 2 * 4 + th % 2 * 2 + pair % 2;
-        device::send_one(to + 32 * th, barrier, kGroups ? total[t][kGroups ? i : 0] : sum[t][i]);
-      }
-    }
-  }
-  // Bytes of sums that this block is sent.
-  __device__ __forceinline__ int sent_bytes() const {
-    const WgmmaParams& p = block.p;
-    const int x_rows = (p.m - block.rank + p.cluster - 1) / p.cluster;
-    return 4 * p.cluster * x_rows * kWarpRows<kX> * block.busy_warps();
-  }
+  template <bool kRelease>
   __device__ __forceinline__ void tell_cluster(std::uint32_t barrier) const {
     meet_workers<kX>();
     if (threadIdx.x >= static_cast<unsigned>(block.p.cluster)) return;
-    device::arrive_in_cluster<false>(device::shared_of(barrier, threadIdx.x));
+    device::arrive_in_cluster<kRelease>(device::shared_of(barrier, threadIdx.x));
   }
 
-  // A thread: four rows of w.
+  // Block r has rows r, r + C, ... of x; a thread four rows of w.
   __device__ __forceinline__ void write(int tile) const {
     constexpr int kAcross = kWgmmaRows / 4, kDown = kWorkers<kX> / kAcross,
                   kAtOnce = kX / kDown < 8 ? kX / kDown : 8;
@@ -242,16 +216,16 @@ struct WgmmaWorker {
     if (row >= p.tile_rows || n >= p.rows) return;
     const std::uint32_t from = block.memory + static_cast<std::uint32_t>(Block::kAt.sums + 4 * row);
     const int pitch = kDown * p.cluster;
-    int place = static_cast<int>(threadIdx.x) / kAcross;
-    for (int m = block.rank + place * p.cluster; m < p.m; m += kAtOnce * pitch, place += kAtOnce * kDown) {
+    for (int m = block.rank + static_cast<int>(threadIdx.x) / kAcross * p.cluster; m < p.m;
+         m += kAtOnce * pitch) {
       float4 sums[kAtOnce] = {};
       for (int r = 0; r < p.cluster; ++r) {
+        const std::uint32_t there = p.cluster == 1 ? from : device::shared_of(from, r);
         float4 part[kAtOnce];
 #pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) {
-          const int at = r * p.x_each + min(place + j * kDown, p.x_each - 1);
-          part[j] = read_sums(from + static_cast<std::uint32_t>(4 * kSumsPitch * at));
-        }
+        for (int j = 0; j < kAtOnce; ++j)
+          part[j] =
+              read_there(there + static_cast<std::uint32_t>(4 * kSumsPitch * min(m + j * pitch, kX - 1)));
 #pragma unroll
         for (int j = 0; j < kAtOnce; ++j) {
           sums[j].x += part[j].x;
@@ -266,9 +240,9 @@ struct WgmmaWorker {
       }
     }
   }
-  static __device__ __forceinline__ float4 read_sums(std::uint32_t address) {
+  static __device__ __forceinline__ float4 read_there(std::uint32_t address) {
     float4 v;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
                  : "r"(address)
                  : "memory");
@@ -297,11 +271,11 @@ struct WgmmaWorker {
       } else {
         if (tile == block.first_tile) device::cluster_wait();
         device::await_cluster(block.took_sums(), turn ^ 1);
-        if (threadIdx.x == 0) device::arrive_expecting(block.has_sums(), sent_bytes());
-        if (block.is_busy(warp)) send_sums();
+        store_sums();
+        tell_cluster<true>(block.has_sums());
         device::await_cluster(block.has_sums(), turn);
         write(tile);
-        tell_cluster(block.took_sums());
+        tell_cluster<false>(block.took_sums());
       }
     }
     if (block.p.cluster > 1) device::await_cluster(block.took_sums(), turn ^ 1);
@@ -344,8 +318,6 @@ void launch_wgmma(cudaStream_t stream, WgmmaParams p, const std::uint8_t* codes,
   for (int i = 0; i < p.cluster; ++i)
     p.first_slab[i] = 2 * static_cast<int>(std::int64_t{i} * boxes / p.cluster);
   p.first_slab[p.cluster] = p.slabs;
-  p.x_each = (p.m + p.cluster - 1) / p.cluster;
-  p.inverse = (65536 + p.cluster - 1) / p.cluster;
   static const cudaError_t kAllowed = device::allow_shared_memory(kernel, kShared);
   check_cuda(kAllowed);
   device::launch_clusters_waiting(stream, p.early, static_cast<unsigned>(p.cluster), kernel,

@@ -102,7 +102,7 @@ struct WgmmaBlock {
         device::begin_barrier(has_x(i), kFeeders / 32);
         device::begin_barrier(is_free(i), busy_warps());
       }
-      device::begin_barrier(has_sums(), 1);
+      device::begin_barrier(has_sums(), p.cluster);
       device::begin_barrier(took_sums(), p.cluster);
       device::fence_barriers();
     }

@@ -58,7 +58,6 @@ struct WgmmaParams {
   std::int64_t y_stride;
   int cluster, clusters;  // blocks that share the slabs of their rows; how many times these
   int first_slab[9];      // of each, and the end
-  int x_each, inverse;    // rows of x that a block adds up, at most; 2^16 / cluster, from above
   int tile_rows, tiles;   // whole strips of warps; the warps beyond have nothing to do
   bool early;
 };
@@ -108,8 +107,7 @@ struct WgmmaShared {
     s.barriers = 0;
     s.map = kBarrierBytes;
     const int begin = table ? kBarrierBytes + 1024 : kBarrierBytes;  // the map of nested scales lies between
-    const int sum_rows = (x_rows + 4) / 5 * 5;  // as many as a cluster's blocks times x_each
-    const int sum_bytes = (sum_rows * kSumsPitch * 4 + 1023) / 1024 * 1024;
+    const int sum_bytes = (x_rows * kSumsPitch * 4 + 1023) / 1024 * 1024;
     s.x_slots = x_bytes > 8192 ? (table ? 2 : 3) : 3;
     const bool below = table && begin + s.x_slots * x_bytes <= device::kBeforePairTable;
     const int after = table ? 2 * device::kPairTableBytes : begin;

@@ -20,12 +20,6 @@ __device__ __forceinline__ void arrive_in_cluster(std::uint32_t barrier) {
     asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
   }
 }
-/// 4 bytes to any block of the cluster, of which the barrier there is told as of a copy's.
-__device__ __forceinline__ void send_one(std::uint32_t address, std::uint32_t barrier, float x) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(address),
-               "f"(x), "r"(barrier)
-               : "memory");
-}
 /// Arrives, and makes the phase wait for `bytes` of copies too.
 __device__ __forceinline__ void arrive_expecting(std::uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
