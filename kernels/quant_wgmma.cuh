@@ -103,12 +103,11 @@ struct WgmmaWorker {
     Operands a[kStrips<kX>];
     device::SlabWords words[kStrips<kX>];
     clear();
-    if (!block.is_busy(warp)) return;
     int before = -1;  // slot of the slab before
     take(words, 0);
     constexpr int kAtOnce = kStrips<kX> == 1 ? 2 : 1;  // slabs of a turn of the loop: as registers allow
 #pragma unroll 1
-    for (int slab = block.begin; slab < block.end; slab += kAtOnce) {
+    for (int slab = block.is_busy(warp) ? block.begin : block.end; slab < block.end; slab += kAtOnce) {
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i)
         multiply_slab(a, words, before, kAtOnce == 2 ? i : slab % 2, slab + i);

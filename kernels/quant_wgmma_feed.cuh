@@ -69,13 +69,12 @@ struct WgmmaBlock {
   }
   /// Whether a warp has rows.
   __device__ __forceinline__ bool has_rows(int warp) const { return warp * kWarpRows<kX> < p.tile_rows; }
-  /// Whether a warp multiplies: products are of four, of which one has rows. With zero points and many rows
-  /// of x all do, for want of registers.
-  static constexpr bool kAllBusy = kX > 32 && Format::kHasZeros;
-  __device__ __forceinline__ bool is_busy(int warp) const { return kAllBusy || has_rows(warp & ~3); }
+  /// Whether a warp multiplies: products are of four, of which one has rows. Of many rows of x all do, for
+  /// want of registers.
+  __device__ __forceinline__ bool is_busy(int warp) const { return kX > 32 || has_rows(warp & ~3); }
   __device__ __forceinline__ int busy_warps() const {
     constexpr int kFour = 4 * kWarpRows<kX>;
-    return kAllBusy ? kWorkers<kX> / 32 : (p.tile_rows + kFour - 1) / kFour * 4;
+    return kX > 32 ? kWorkers<kX> / 32 : (p.tile_rows + kFour - 1) / kFour * 4;
   }
   /// A warp's of a tile; any, where it has none.
   __device__ __forceinline__ int first_row(int tile, int warp) const {
