@@ -17,8 +17,9 @@
 
 namespace ridge::kernels::cuda {
 
-/// How the parts of a tile become its results: the warp that comes last adds them up.
-template <class Format>
+/// How the parts of a tile become its results: the warp that comes last adds them up. Of one row of x a lane
+/// has one result at most.
+template <class Format, bool kOneRow>
 struct TileEnd {
   const DecodeBlock<Format>& block;
   int lane;
@@ -38,7 +39,7 @@ struct TileEnd {
       const std::int64_t row = half.first_row + std::int64_t{tile} * p.rows + (lane & (p.rows - 1));
       row_scale = __ldg(reinterpret_cast<const float*>(half.scales) + row);
     }
-    if (p.end == ProductEnd::add && lane < kTileRows * p.m) before = device::load(*result(lane));
+    if (p.end == ProductEnd::add && lane < kTileRows * block.m) before = device::load(*result(lane));
   }
   /// After the warp has left its part in `partial`, of the block's tile number `turn`.
   __device__ __forceinline__ void arrive(const float* partial, unsigned turn) const {
@@ -64,12 +65,13 @@ struct TileEnd {
   /// Number i of the tile's results: a row of x after the other.
   __device__ __forceinline__ bf16* result(int i) const {
     const DecodeParams& p = block.p;
+    if constexpr (kOneRow) return p.y + (tile * p.rows + i);
     return p.y + (i >> p.log_rows()) * p.y_stride + tile * p.rows + (i & (p.rows - 1));
   }
   __device__ __forceinline__ float sum(const float* partial, int m, int row, float scale) const {
     float part[kDecodeWarps];
 #pragma unroll
-    for (int w = 0; w < kDecodeWarps; ++w) part[w] = partial[(w * block.p.m + m) * kTileRows + row];
+    for (int w = 0; w < kDecodeWarps; ++w) part[w] = partial[(w * block.m + m) * kTileRows + row];
     return scale *
            (((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7])));
   }
@@ -81,14 +83,15 @@ struct TileEnd {
   }
   __device__ __forceinline__ void write(const float* partial) const {
     const DecodeParams& p = block.p;
-    for (int base = 0; base < p.rows * p.m; base += 32) {
-      const int i = base + lane, row = i & (p.rows - 1), m = min(i >> p.log_rows(), p.m - 1);
+    for (int base = 0; base < (kOneRow ? 1 : p.rows * block.m); base += 32) {
+      const int i = base + lane, row = i & (p.rows - 1),
+                m = kOneRow ? 0 : min(i >> p.log_rows(), block.m - 1);
       float scale = 1, up_scale = 1;
       if constexpr (Format::kScaledAtEnd && !Format::kDense) {
         scale = __shfl_sync(0xFFFFFFFFu, row_scale, row);
         up_scale = __shfl_sync(0xFFFFFFFFu, row_scale, kTileRows / 2 + row);
       }
-      if (i >= p.rows * p.m) continue;
+      if (i >= p.rows * block.m) continue;
       const std::int64_t output = std::int64_t{tile} * p.rows + row;
       float value = with_bias(sum(partial, m, row, scale), 0, output);
       if (p.gated()) {
@@ -96,7 +99,7 @@ struct TileEnd {
         value = device::load(device::round_to<bf16>(device::silu_of<bf16>(value))) * up;
       }
       bf16* to = result(i);
-      if (p.end == ProductEnd::add) value += base == 0 ? before : device::load(*to);
+      if (p.end == ProductEnd::add) value += kOneRow || base == 0 ? before : device::load(*to);
       *to = device::round_to<bf16>(value);
     }
   }
@@ -117,20 +120,19 @@ struct AnyWarp {
 };
 template <class Format, int kMost>
 requires(Format::kInteger) struct AnyWarp<Format, kMost> {
-  using Type = IntegerWarp<Format, kMost / 2>;
+  using Type = IntegerWarp<Format, (kMost + 1) / 2>;
 };
 template <class Format, int kMost>
 requires(Piece<Format>::kSpread&& kMost <= 2) struct AnyWarp<Format, kMost> {
   using Type = SpreadWarp<Format, kMost>;
 };
 
-// kStages: of a ring; 0: as the block's memory is laid out.
-template <class Format, int kMost, int kStages>
+template <class Format, int kMost>
 __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block, PieceReader<Format>& reader,
                                                Ring<Format>& ring) {
   const DecodeParams& p = block.p;
   typename AnyWarp<Format, kMost>::Type warp(block);
-  TileEnd<Format> end(block);
+  TileEnd<Format, kMost == 1> end(block);
   Stage free = ring.stage();
   unsigned turn = 0;
   if constexpr (Format::kNested) {
@@ -139,7 +141,7 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
   }
   for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles; tile += static_cast<int>(gridDim.x), ++turn) {
     float* partial =
-        block.template of<float>(block.at.partials) + turn % kSlots * kDecodeWarps * kTileRows * p.m;
+        block.template of<float>(block.at.partials) + turn % kSlots * kDecodeWarps * kTileRows * block.m;
     end.enter(tile);
     NestedScales next;
     if constexpr (Format::kNested) {
@@ -148,7 +150,7 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
     }
     int piece = warp.warp;
     do {  // once at least: the reader counts alike
-      await_stage(kStages > 0 ? kStages : block.at.stages);
+      await_stage(block.stages);
       __syncwarp();
       ring.next();
       const Stage stage = ring.stage();
@@ -166,20 +168,20 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
   }
 }
 
-// kLong: where long_rows() says so.
+// kLong: where long_rows() says so. kStages: of a ring; 0: as the block's memory is laid out.
 template <class Format, int kMost, bool kLong, int kStages>
 __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
     decode_product_kernel(const __grid_constant__ DecodeParams p, const __grid_constant__ DecodeShared at) {
   extern __shared__ __align__(128) char memory[];
   device::let_next_begin();
-  const DecodeBlock<Format> block(p, at, memory);
+  const DecodeBlock<Format> block(p, at, memory, kMost == 1 ? 1 : p.m, kStages > 0 ? kStages : at.stages);
   PieceReader<Format> reader(block, static_cast<int>(threadIdx.x) / 32);
   Ring<Format> ring(block, static_cast<int>(threadIdx.x) / 32);
   const auto read = [&] { reader.read(ring.stage()), ring.next(); };
   // The rest of the ring follows x, which would wait behind it.
-  const int early = min(at.stages - 1, Piece<Format>::kEarly);
+  const int early = min(block.stages - 1, Piece<Format>::kEarly);
   const auto fill = [&] {
-    for (int s = early; s + 1 < at.stages; ++s) read();
+    for (int s = early; s + 1 < block.stages; ++s) read();
   };
   for (int s = 0; s < early; ++s) read();
   block.begin();
@@ -192,7 +194,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   } else {
     x.all(fill);
   }
-  multiply_tiles<Format, kMost, kStages>(block, reader, ring);
+  multiply_tiles<Format, kMost>(block, reader, ring);
 }
 
 template <class Format, int kMost, bool kLong = false, int kStages = 0>
@@ -227,9 +229,7 @@ bool launch_decode_product(cudaStream_t stream, const DecodeParams& params) {
   if constexpr (Format::kFactored) {
     if (long_rows<Format>(params)) return launch_kernel<Format, kMostLong, true>(stream, params);
   }
-  if constexpr (Piece<Format>::kSpread) {
-    if (params.m == 1) return launch_one_row<Format>(stream, params);
-  }
+  if (params.m == 1) return launch_one_row<Format>(stream, params);
   if constexpr (Piece<Format>::kSpread || Format::kInteger) {
     if (params.m <= 2) return launch_kernel<Format, 2>(stream, params);
   }

@@ -18,12 +18,16 @@ struct DecodeBlock {
   const DecodeShared& at;
   char* memory;
   std::uint32_t base;
+  int m, stages;  // p.m and at.stages, or constants
 
-  __device__ __forceinline__ DecodeBlock(const DecodeParams& params, const DecodeShared& places, char* shared)
+  __device__ __forceinline__ DecodeBlock(const DecodeParams& params, const DecodeShared& places, char* shared,
+                                         int rows_of_x, int of_ring)
       : p(params),
         at(places),
         memory(shared),
-        base(Format::kTable ? device::kPairLines : device::shared_address(shared)) {}
+        base(Format::kTable ? device::kPairLines : device::shared_address(shared)),
+        m(rows_of_x),
+        stages(of_ring) {}
 
   __device__ __forceinline__ std::uint32_t address(int offset) const {
     return base + static_cast<std::uint32_t>(offset);
@@ -63,7 +67,7 @@ struct Ring {
   std::uint32_t begin, end, codes;
 
   __device__ __forceinline__ Ring(const DecodeBlock<Format>& block, int warp) {
-    const int bytes = block.at.stages * Of::kStageBytes;
+    const int bytes = block.stages * Of::kStageBytes;
     begin = codes = block.address(block.at.ring + warp * bytes);
     end = begin + static_cast<std::uint32_t>(bytes);
   }
@@ -82,7 +86,7 @@ requires(Format::kTable) struct Ring<Format> {
   std::uint32_t first_scales, scales;
 
   __device__ __forceinline__ Ring(const DecodeBlock<Format>& block, int warp) {
-    const int each = block.at.stages, all = each * kDecodeWarps, first = warp * each;
+    const int each = block.stages, all = each * kDecodeWarps, first = warp * each;
     begin = codes = block.address(stage_place(first, all));
     end = block.address(stage_place(first + each - 1, all) + kStageLines);
     for (const int at : {kStagesInTable, first_in_second(all)}) {
@@ -233,7 +237,7 @@ struct XStage {
   template <class F>
   __device__ void all(const F& meanwhile) const {
     const DecodeParams& p = block.p;
-    for (int row = 0; row < p.m; ++row) {
+    for (int row = 0; row < block.m; ++row) {
       const bf16* from = p.x + row * p.x_stride;
       int base = 0;
       do {
@@ -252,7 +256,7 @@ struct XStage {
   }
   /// The same of rows as long as they like, by a factor: each is read twice.
   __device__ void all_long() const {
-    for (int row = 0; row < block.p.m; ++row) {
+    for (int row = 0; row < block.m; ++row) {
       const bf16* from = block.p.x + row * block.p.x_stride;
       std::uint32_t most = 0;
       for (int i = 0; i < count; ++i) most = greatest(load(from, i), most);

@@ -196,7 +196,7 @@ struct DecodeWarp : WarpCodes<Format> {
   float total[kTotals][4] = {};  // of units, as SpreadWarp has them; or two chains of rows with one scale
 
   __device__ __forceinline__ explicit DecodeWarp(const DecodeBlock<Format>& b) : Base(b) {
-    there = g < b.p.m;
+    there = g < b.m;
     x_row = b.address(b.at.x + (there ? g : 0) * x_row_bytes(b.p.columns) + 16 * q);
     sums = b.address(b.at.sums + 8 * q);
     column = 4 * (threadIdx.x % 32);
@@ -215,10 +215,10 @@ struct DecodeWarp : WarpCodes<Format> {
       const int row = g + e / 2 * 8, column = 2 * q + e % 2;
       float sum = total[0][e] + total[1][e];
       if constexpr (Of::kSpread) sum += total[2][e] + total[3][e];
-      if (column < block.p.m) {
+      if (column < block.m) {
         if constexpr (Format::kFactored)
           sum *= Format::kFactor * block.template of<float>(block.at.sums)[column * kDecodeWarps + warp];
-        partial[(warp * block.p.m + column) * kTileRows + row] = sum;
+        partial[(warp * block.m + column) * kTileRows + row] = sum;
       }
 #pragma unroll
       for (int i = 0; i < kTotals; ++i) total[i][e] = 0;
@@ -375,7 +375,7 @@ struct IntegerWarp : WarpCodes<Format> {
 #pragma unroll
     for (int n = 0; n < kNT; ++n) {
       const int m = 2 * n + g / 4;
-      there[n] = g % 4 < kDigits && m < b.p.m;
+      there[n] = g % 4 < kDigits && m < b.m;
       const int plane = there[n] ? m * kDigits + g % 4 : 0;
       x_row[n] = b.address(b.at.x + plane * x_row_bytes(b.p.columns / 2) + Layout::byte_place_of(q, 0));
     }
@@ -418,8 +418,8 @@ struct IntegerWarp : WarpCodes<Format> {
         sum[h] = factor * fmaf(65536.0f, high, total[n][h]);
         total[n][h] = 0;
       }
-      float* to = partial + (warp * block.p.m + m) * kTileRows + g;
-      if (q % 2 == 0 && m < block.p.m) to[0] = sum[0], to[8] = sum[1];
+      float* to = partial + (warp * block.m + m) * kTileRows + g;
+      if (q % 2 == 0 && m < block.m) to[0] = sum[0], to[8] = sum[1];
     }
   }
 
