@@ -134,6 +134,7 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   p.second = p.gated() ? place_of(p.half[1].codes) - place_of(p.half[0].codes) : kTileRows / 2 * p.row_bytes;
   p.norm = steps.norm_K.data;
   p.eps = static_cast<float>(steps.eps);
+  p.of_column = 1.0f / static_cast<float>(p.columns);
   return p;
 }
 

@@ -28,7 +28,7 @@ struct TileEnd {
   float before = 0;     // lane l's: what the tile's result l is added to
 
   __device__ __forceinline__ explicit TileEnd(const DecodeBlock<Format>& b)
-      : block(b), lane(static_cast<int>(threadIdx.x) % 32) {}
+      : block(b), lane(static_cast<int>(threadIdx.x % 32)) {}
 
   /// Reads what the end will need.
   __device__ __forceinline__ void enter(int t) {
@@ -175,8 +175,8 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   extern __shared__ __align__(128) char memory[];
   device::let_next_begin();
   const DecodeBlock<Format> block(p, at, memory, kMost == 1 ? 1 : p.m, kStages > 0 ? kStages : at.stages);
-  PieceReader<Format> reader(block, static_cast<int>(threadIdx.x) / 32);
-  Ring<Format> ring(block, static_cast<int>(threadIdx.x) / 32);
+  PieceReader<Format> reader(block, static_cast<int>(threadIdx.x / 32));
+  Ring<Format> ring(block, static_cast<int>(threadIdx.x / 32));
   const auto read = [&] { reader.read(ring.stage()), ring.next(); };
   // The rest of the ring follows x, which would wait behind it.
   const int early = min(block.stages - 1, Piece<Format>::kEarly);

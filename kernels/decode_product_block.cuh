@@ -42,9 +42,12 @@ struct DecodeBlock {
   }
   __device__ __forceinline__ std::uint32_t empty(unsigned slot) const { return full(slot) + 8; }
   __device__ __forceinline__ void begin() const {
-    if (threadIdx.x < kSlots) {
-      device::begin_barrier(full(threadIdx.x), kDecodeWarps);
-      device::begin_barrier(empty(threadIdx.x), 1);
+    if (threadIdx.x == 0) {  // one thread: addresses that are the same in all need no loop
+#pragma unroll
+      for (unsigned slot = 0; slot < kSlots; ++slot) {
+        device::begin_barrier(full(slot), kDecodeWarps);
+        device::begin_barrier(empty(slot), 1);
+      }
     }
     if constexpr (Format::kTable)
       device::fill_pair_lines<kDecodeThreads>(device::shared_address(memory), p.values);
@@ -126,18 +129,22 @@ struct PieceReader {
         policy(device::read_once_policy()),
         tile(static_cast<int>(blockIdx.x)),
         warp(of),
-        lane(static_cast<int>(threadIdx.x) % 32) {
+        lane(static_cast<int>(threadIdx.x % 32)) {
     const int row = lane / 8;
     place =
         static_cast<std::uint32_t>(row * Of::kLine + 16 * chunk_place<Format::Layout::kWords>(row, lane % 8));
-    most_piece = (p.used_bytes - lane % 8 * 16 + kPieceBytes - 1) / kPieceBytes;
-    codes_of = p.half[0].codes + (std::int64_t{tile} * p.rows + row) * p.row_bytes + warp * kPieceBytes +
-               lane % 8 * 16;
+    most_piece =
+        static_cast<int>(static_cast<unsigned>(p.used_bytes - lane % 8 * 16 + kPieceBytes - 1) / kPieceBytes);
+    codes_of =
+        p.half[0].codes +
+        std::uint64_t{static_cast<unsigned>(tile * p.rows + row)} * static_cast<std::uint64_t>(p.row_bytes) +
+        static_cast<unsigned>(warp * kPieceBytes + lane % 8 * 16);
     if constexpr (Of::kScales > 0) {
 #pragma unroll
       for (int i = 0; i < kScaleCopies; ++i) {
         const int bytes = static_cast<int>(p.scale.across) * Format::kScaleBytes - 16 * i;
-        most_scales[i] = lane < Of::kScaleRows ? (bytes + Of::kScaleBytes - 1) / Of::kScaleBytes : 0;
+        const auto pieces = static_cast<unsigned>(bytes + Of::kScaleBytes - 1) / Of::kScaleBytes;
+        most_scales[i] = lane < Of::kScaleRows ? static_cast<int>(pieces) : 0;
       }
       scales_of = scales_at();
     }
@@ -158,17 +165,22 @@ struct PieceReader {
   }
 
  private:
-  __device__ __forceinline__ const DecodeHalf& half() const {
-    return p.half[p.gated() && lane >= (Of::kTiles ? 1 : kTileRows / 2) ? 1 : 0];
+  // Of the lane's half. Not p.half[which]: constants at an address of their own come late.
+  template <class T>
+  __device__ __forceinline__ T of_half(T DecodeHalf::*member) const {
+    const T first = p.half[0].*member, second = p.half[1].*member;
+    return p.gated() && lane >= (Of::kTiles ? 1 : kTileRows / 2) ? second : first;
   }
   // Of the lane's row of a tile: lanes 0 and 1 have those of rows 0 and 8 where scales are of tiles.
   __device__ __forceinline__ std::int64_t first_scale() const {
     const int row = Of::kTiles ? 8 * lane : lane;
-    const std::int64_t of_half = half().first_row + std::int64_t{tile} * p.rows + (row & (p.rows - 1));
-    return (of_half >> p.scale.row_shift) * p.scale.across;
+    const int number =
+        static_cast<int>(of_half(&DecodeHalf::first_row)) + tile * p.rows + (row & (p.rows - 1));
+    const auto of_scales = static_cast<unsigned>(Of::kTiles ? number >> p.scale.row_shift : number);
+    return static_cast<std::int64_t>(std::uint64_t{of_scales} * static_cast<unsigned>(p.scale.across));
   }
   __device__ __forceinline__ const std::uint8_t* scales_at() const {
-    return half().scales + first_scale() * Format::kScaleBytes + warp * Of::kScaleBytes;
+    return of_half(&DecodeHalf::scales) + first_scale() * Format::kScaleBytes + warp * Of::kScaleBytes;
   }
   __device__ __forceinline__ void enter() {
     piece = warp;
@@ -178,7 +190,7 @@ struct PieceReader {
       scales = scales_of;
 #pragma unroll
       for (int i = 0; i < kScaleCopies; ++i) scales_end[i] = tile < p.tiles ? most_scales[i] : 0;
-      if constexpr (Format::kHasZeros) zeros = half().zeros + first_scale();
+      if constexpr (Format::kHasZeros) zeros = of_half(&DecodeHalf::zeros) + first_scale();
     }
   }
   __device__ __forceinline__ void copy(const Stage& stage) const {
@@ -221,17 +233,24 @@ struct XStage {
   const DecodeBlock<Format>& block;
   int warp, lane;
   int first, count;  // a lane's packs: number first + i kStep of the row, i < count, unless they lie beyond
-  float of_column;   // a column's part of a mean
+  int left;          // packs of the row from `first` on
+  int place;         // of the lane's first pack in x's shared memory; a step is kStepBytes
+  static constexpr int kStepBytes = kStep * (Format::kInteger ? 8 : 16);
+  uint4 weight[kNormPacks];  // of the norm; where there is none, nothing reads it
 
   __device__ __forceinline__ explicit XStage(const DecodeBlock<Format>& b)
-      : block(b), warp(static_cast<int>(threadIdx.x) / 32), lane(static_cast<int>(threadIdx.x) % 32) {
+      : block(b), warp(static_cast<int>(threadIdx.x / 32)), lane(static_cast<int>(threadIdx.x % 32)) {
+    constexpr int kOfUnit = Layout::kColumns / 8;
+    static_assert(kStep % kOfUnit == 0);
+    const int packs = static_cast<int>(static_cast<unsigned>(b.p.columns) / 8);
     first = (warp + kDecodeWarps * (lane / kOfPiece)) * kOfPiece + lane % kOfPiece;
-    count = (b.p.columns / 8 - warp * kOfPiece + kStep - 1) / kStep;
-    of_column = 1.0f / static_cast<float>(b.p.columns);
+    left = packs - first;
+    count = static_cast<int>(static_cast<unsigned>(packs - warp * kOfPiece + kStep - 1) / kStep);
+    place = b.at.x + (Format::kInteger
+                          ? Layout::byte_place(first)
+                          : first / kOfUnit * 2 * Layout::kColumns + 16 * Layout::place(first % kOfUnit));
     if (b.p.norm == nullptr) return;
-    for (int i = 0; i < count; ++i) {
-      if (inside(i)) device::prefetch(b.p.norm + 8 * (first + i * kStep));
-    }
+    each<kNormPacks>(0, [&](int i) { weight[i] = load(b.p.norm, i); });
   }
   /// Calls meanwhile() once, when the first of x are on their way.
   template <class F>
@@ -241,16 +260,14 @@ struct XStage {
       const bf16* from = p.x + row * p.x_stride;
       int base = 0;
       do {
-        Pack x[kMostPacks];
-        Pack weight[kNormPacks];
+        uint4 x[kMostPacks];  // not zeros where the warp has none: nothing reads those
         each<kMostPacks>(base, [&](int i) { x[i] = load(from, base + i); });
-        if (p.norm != nullptr) each<kNormPacks>(0, [&](int i) { weight[i] = load(p.norm, i); });
         if (row == 0 && base == 0) meanwhile();
-        if (p.norm != nullptr) normalize(x, weight, row);
+        if (p.norm != nullptr) normalize(x, row);
         const float factor = Format::kFactored ? factor_of(x, row) : 0.0f;
-        each<kMostPacks>(base, [&](int i) { put(x[i], row, base + i, factor); });
+        each<kMostPacks>(base, [&](int i) { put(Pack{x[i]}, row, base + i, factor); });
         base += kMostPacks;
-      } while (base < count);
+      } while (!Format::kFactored && base < count);  // longer rows with a factor: all_long()
     }
     __syncwarp();
   }
@@ -259,18 +276,18 @@ struct XStage {
     for (int row = 0; row < block.m; ++row) {
       const bf16* from = block.p.x + row * block.p.x_stride;
       std::uint32_t most = 0;
-      for (int i = 0; i < count; ++i) most = greatest(load(from, i), most);
+      for (int i = 0; i < count; ++i) most = greatest(Pack{load(from, i)}, most);
       const float factor = factor_of(most, row);
-      for (int i = 0; i < count; ++i) put(load(from, i), row, i, factor);
+      for (int i = 0; i < count; ++i) put(Pack{load(from, i)}, row, i, factor);
     }
     __syncwarp();
   }
 
  private:
-  __device__ __forceinline__ bool inside(int i) const { return 8 * (first + i * kStep) < block.p.columns; }
+  __device__ __forceinline__ bool inside(int i) const { return i * kStep < left; }
   /// A lane's pack i; zeros beyond the row.
-  __device__ __forceinline__ Pack load(const bf16* from, int i) const {
-    return inside(i) ? device::load_pack(from + 8 * (first + i * kStep)) : Pack{};
+  __device__ __forceinline__ uint4 load(const bf16* from, int i) const {
+    return inside(i) ? device::load_pack(from + 8 * first + 8 * i * kStep).raw : uint4{};
   }
   /// f(i) for those of the kCount packs from `base` on that the warp has.
   template <int kCount, class F>
@@ -281,67 +298,68 @@ struct XStage {
       f(i);
     }
   }
-  __device__ __forceinline__ void normalize(Pack (&x)[kMostPacks], const Pack (&weight)[kNormPacks],
-                                            int row) const {
+  __device__ __forceinline__ void normalize(uint4 (&x)[kMostPacks], int row) const {
     float squares = 0;
     each<kNormPacks>(0, [&](int i) {
+      const Pack pack{x[i]};
 #pragma unroll
-      for (int k = 0; k < 8; ++k) squares += x[i][k] * x[i][k];
+      for (int k = 0; k < 8; ++k) squares += pack[k] * pack[k];
     });
     squares = device::warp_all<device::Sum>(squares);
     float* of_warps = block.template of<float>(block.at.norm) + row % 2 * kDecodeWarps;
     if (lane == 0) of_warps[warp] = squares;
     __syncthreads();
-    float total = of_warps[0];
+    float part[kDecodeWarps];
 #pragma unroll
-    for (int w = 1; w < kDecodeWarps; ++w) total += of_warps[w];
-    const float inverse = rsqrtf(total * of_column + block.p.eps);
+    for (int w = 0; w < kDecodeWarps; w += 4)
+      *reinterpret_cast<float4*>(&part[w]) = *reinterpret_cast<const float4*>(of_warps + w);
+    float total = part[0];
+#pragma unroll
+    for (int w = 1; w < kDecodeWarps; ++w) total += part[w];
+    const float inverse = rsqrtf(total * block.p.of_column + block.p.eps);
     each<kNormPacks>(0, [&](int i) {
+      const Pack pack{x[i]};
       float y[8];
 #pragma unroll
-      for (int k = 0; k < 8; ++k) y[k] = x[i][k] * inverse;
-      const Pack scaled = Pack::of(y);
-#pragma unroll
-      for (int k = 0; k < 8; ++k) y[k] = scaled[k] * weight[i][k];
-      x[i] = Pack::of(y);
+      for (int k = 0; k < 8; ++k) y[k] = pack[k] * inverse;
+      const uint4 scaled = Pack::of(y).raw;
+      using Ops = device::PairOps;
+      x[i] = {Ops::multiply(scaled.x, weight[i].x), Ops::multiply(scaled.y, weight[i].y),
+              Ops::multiply(scaled.z, weight[i].z), Ops::multiply(scaled.w, weight[i].w)};
     });
   }
   __device__ __forceinline__ void put(const Pack& x, int row, int i, float factor) const {
-    const int pack = first + i * kStep;
     if constexpr (Format::kInteger) {
-      if (inside(i)) store_digits(x, row, pack, factor);
+      if (inside(i)) store_digits(x, row, i, factor);
     } else if constexpr (Format::kHalf) {
-      if (inside(i)) store(halves_of(x, factor), row, pack);
+      if (inside(i)) store(halves_of(x, factor), row, i);
     } else {
-      if constexpr (Format::kBiased) store_sum(x, row, pack);
-      if (inside(i)) store(device::in_order<Format::kOrder>(x.raw), row, pack);
+      if constexpr (Format::kBiased) store_sum(x, row, i);
+      if (inside(i)) store(device::in_order<Format::kOrder>(x.raw), row, i);
     }
   }
-  __device__ __forceinline__ void store(const uint4& eight, int row, int pack) const {
-    constexpr int kOfUnit = Layout::kColumns / 8;
-    if (8 * pack < block.p.columns)
-      *block.template of<uint4>(block.at.x + row * x_row_bytes(block.p.columns) +
-                                pack / kOfUnit * 2 * Layout::kColumns + 16 * Layout::place(pack % kOfUnit)) =
-          eight;
+  __device__ __forceinline__ void store(const uint4& eight, int row, int i) const {
+    *block.template of<uint4>(place + row * x_row_bytes(block.p.columns) + i * kStepBytes) = eight;
   }
-  __device__ __forceinline__ void store_sum(const Pack& x, int row, int pack) const {
+  __device__ __forceinline__ void store_sum(const Pack& x, int row, int i) const {
     constexpr int kOfUnit = Layout::kColumns / 8;
     float sum = ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
 #pragma unroll
     for (int step = kOfUnit / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
-    if (8 * pack < block.p.columns && pack % kOfUnit == 0)
-      block.template of<float>(block.at.sums)[pack / kOfUnit * 8 + row] = sum;
+    if (inside(i) && first % kOfUnit == 0)
+      block.template of<float>(block.at.sums)[first / kOfUnit * 8 + i * (kStep / kOfUnit) * 8 + row] = sum;
   }
 
   // Bits of the greatest magnitude, `most` among them; NaN is above all.
   static __device__ __forceinline__ std::uint32_t greatest(const Pack& x, std::uint32_t most) {
+    std::uint32_t high = most, low = 0;  // high: bits of the lower half below; low: one place higher
 #pragma unroll
-    for (int w = 0; w < 4; ++w) most = max(most, max(x.word(w) & 0x7FFF0000u, x.word(w) << 16 & 0x7FFF0000u));
-    return most;
+    for (int w = 0; w < 4; ++w) high = max(high, x.word(w) & 0x7FFFFFFFu), low = max(low, x.word(w) << 17);
+    return max(high & 0x7FFF0000u, low >> 1);
   }
-  __device__ __forceinline__ float factor_of(const Pack (&x)[kMostPacks], int row) const {
+  __device__ __forceinline__ float factor_of(const uint4 (&x)[kMostPacks], int row) const {
     std::uint32_t most = 0;
-    each<kMostPacks>(0, [&](int i) { most = greatest(x[i], most); });
+    each<kMostPacks>(0, [&](int i) { most = greatest(Pack{x[i]}, most); });
     return factor_of(most, row);
   }
   // The power of two by which the warp's x, a lane's greatest being `most`, comes below 2^(kTop + 1); what
@@ -369,16 +387,15 @@ struct XStage {
     return make_uint4(to[0], to[1], to[2], to[3]);
   }
   // Eight columns as bytes of kDigits planes: x = sum of 256^d digit_d, digits from -128 to 127.
-  __device__ __forceinline__ void store_digits(const Pack& x, int row, int pack, float factor) const {
+  __device__ __forceinline__ void store_digits(const Pack& x, int row, int i, float factor) const {
     std::uint32_t bytes[8];
 #pragma unroll
     for (int k = 0; k < 8; ++k) bytes[k] = unsigned_digits_of(fmaf(x[k], factor, kWholeAbove));
-    const int place = Layout::byte_place(pack);
     const int pitch = x_row_bytes(block.p.columns / 2);
 #pragma unroll
     for (int d = 0; d < kDigits; ++d) {
       const std::uint32_t sign = d + 1 < kDigits ? 0x80808080u : 0u;
-      *block.template of<uint2>(block.at.x + (row * kDigits + d) * pitch + place) =
+      *block.template of<uint2>(place + (row * kDigits + d) * pitch + i * kStepBytes) =
           make_uint2(plane_of(bytes, 0, d) ^ sign, plane_of(bytes, 4, d) ^ sign);
     }
   }

@@ -80,6 +80,7 @@ struct DecodeParams {
   int m;
   const bf16* norm;  // null: x as it is
   float eps;
+  float of_column;  // a column's part of a mean
   bf16* y;
   std::int64_t y_stride;
   ProductEnd end;

@@ -60,9 +60,9 @@ struct WarpCodes {
 
   __device__ __forceinline__ explicit WarpCodes(const DecodeBlock<Format>& b)
       : block(b),
-        warp(static_cast<int>(threadIdx.x) / 32),
-        q(static_cast<int>(threadIdx.x) % 4),
-        g(static_cast<int>(threadIdx.x) % 32 / 4) {
+        warp(static_cast<int>(threadIdx.x / 32)),
+        q(static_cast<int>(threadIdx.x % 4)),
+        g(static_cast<int>(threadIdx.x % 32 / 4)) {
 #pragma unroll
     for (int u = 0; u < Of::kUnits; ++u) {
       const int byte = u * Layout::kBytes + q * 4 * Layout::kWords;
