@@ -12,22 +12,25 @@
 
 namespace ridge::kernels::cuda {
 
+/// By when a block needs them, for each 64 bytes are a miss of a kernel's constants.
 struct DecodeAttentionParams {
-  const bf16* qkv_BX;
-  bf16* o_BX;
-  std::int64_t qkv_stride, o_stride;  // B
-  const float *cos_PD2, *sin_PD2;
+  // to ask for keys and values
   const std::int32_t* positions_B;
   void *keys_BSGD, *values_BSGD;
-  float *key_scales_BSG, *value_scales_BSG;  // null without scales
-  unsigned* counters;                        // [B, G]: parts that are done; 0 between launches
-  float* part_sums;                          // [B, G, parts, share, D]
-  float2* part_peaks;                        // [B, G, parts, share]: maximum, sum of weights
   std::int64_t capacity;
-  int window, limit;         // positions are below limit
-  int heads, groups, share;  // share: query heads a key-value head
-  int ring_bytes;            // of a warp
-  float scale;               // to the base 2
+  int window, limit;                         // positions are below limit
+  int heads, groups, share;                  // share: query heads a key-value head
+  int ring_bytes;                            // of a warp
+  float *key_scales_BSG, *value_scales_BSG;  // null without scales
+  // for the new token and results
+  const float *cos_PD2, *sin_PD2;
+  const bf16* qkv_BX;
+  std::int64_t qkv_stride, o_stride;  // B
+  bf16* o_BX;
+  float scale;         // to the base 2
+  unsigned* counters;  // [B, G]: parts that are done; 0 between launches
+  float* part_sums;    // [B, G, parts, share, D]
+  float2* part_peaks;  // [B, G, parts, share]: maximum, sum of weights
 };
 
 /// What a block takes: one part of the keys of a sequence and key-value head.

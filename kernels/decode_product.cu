@@ -58,39 +58,44 @@ bool visit(const DecodeWeight& w, const F& f) {
 DecodeScales scales_of(const QuantView& w, int unit_columns) {
   DecodeScales s{};
   const bool by_row = w.format.group == 0;
-  s.across = by_row ? 1 : device::ceil_div(w.cols, w.format.group);
-  s.row_blocks = w.row_blocks;
+  s.across = by_row ? 1 : static_cast<int>(device::ceil_div(w.cols, w.format.group));
+  s.row_blocks = static_cast<int>(w.row_blocks);
   s.row_shift = w.format.tiles ? log2_of(kTile) : 0;
   s.unit_shift = by_row ? 30 : log2_of(w.format.group / unit_columns);
   return s;
 }
 
-DecodeHalf half_of(const View<const bf16>& w) {
-  DecodeHalf h{};
-  h.codes = reinterpret_cast<const std::uint8_t*>(w.data);
-  return h;
+DecodeCodes codes_of(const View<const bf16>& w) {
+  return {reinterpret_cast<const std::uint8_t*>(w.data), nullptr, 0};
 }
+DecodeCodes codes_of(const QuantView& w) {
+  return {w.codes, w.format.double_quant ? w.scale_codes : static_cast<const std::uint8_t*>(w.scales), 0};
+}
+DecodeHalf half_of(const View<const bf16>&) { return {}; }
 DecodeHalf half_of(const QuantView& w) {
-  const bool nested = w.format.double_quant;
-  return {w.codes,
-          nested ? w.scale_codes : static_cast<const std::uint8_t*>(w.scales),
-          w.format.zero_points ? w.zeros : nullptr,
+  return {w.format.zero_points ? w.zeros : nullptr,
           w.nested_scales,
           w.nested_map,
           w.nested_offset,
-          0,
           w.first_block,
           nullptr};
 }
 
-/// What begins `rows` below.
-DecodeHalf below(const DecodeHalf& from, const DecodeParams& p, std::int64_t rows) {
-  DecodeHalf h = from;
-  h.codes += rows * p.row_bytes;
-  h.first_row += rows;
-  h.first_block += rows * p.scale.row_blocks;
-  if (h.bias != nullptr) h.bias += rows;
-  return h;
+template <class Weight>
+void set_half(DecodeParams& p, int which, const Weight& w, const View<const bf16>& bias) {
+  p.from[which] = codes_of(w);
+  p.half[which] = half_of(w);
+  p.half[which].bias = bias.data;
+}
+
+/// The second half begins `rows` below the first, or where it does.
+void set_second(DecodeParams& p, std::int64_t rows) {
+  p.from[1] = p.from[0];
+  p.half[1] = p.half[0];
+  p.from[1].codes += rows * p.row_bytes;
+  p.from[1].first_row += rows;
+  p.half[1].first_block += rows * p.scale.row_blocks;
+  if (p.half[1].bias != nullptr) p.half[1].bias += rows;
 }
 
 template <class Format>
@@ -100,12 +105,12 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   if constexpr (Format::kDense) {
     const auto& w = std::get<View<const bf16>>(weight);
     rows = w.dim(0), cols = w.dim(1);
-    p.half[0] = half_of(w);
+    set_half(p, 0, w, steps.bias_N);
     p.row_bytes = w.strides[0] * static_cast<std::int64_t>(sizeof(bf16));
   } else {
     const auto& w = std::get<QuantView>(weight);
     rows = w.rows, cols = w.cols;
-    p.half[0] = half_of(w);
+    set_half(p, 0, w, steps.bias_N);
     p.row_bytes = w.row_bytes();
     p.scale = scales_of(w, Format::Layout::kColumns);
     const auto values = w.format.codes == Codes::nf4 ? nf4_values() : fp4_values();
@@ -113,15 +118,11 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   }
   p.end = steps.end;
   p.early = steps.early;
-  p.half[0].bias = steps.bias_N.data;
+  if (steps.end == ProductEnd::swiglu && !steps.up_NK.has_value()) rows /= 2;
   if (steps.up_NK.has_value()) {
-    p.half[1] = std::visit([](const auto& up) { return half_of(up); }, *steps.up_NK);
-    p.half[1].bias = steps.up_bias_N.data;
-  } else if (steps.end == ProductEnd::swiglu) {
-    rows /= 2;
-    p.half[1] = below(p.half[0], p, rows);
+    std::visit([&](const auto& up) { set_half(p, 1, up, steps.up_bias_N); }, *steps.up_NK);
   } else {
-    p.half[1] = p.half[0];
+    set_second(p, p.gated() ? rows : 0);
   }
   p.outputs = static_cast<int>(rows);
   p.columns = static_cast<int>(cols);
@@ -131,7 +132,7 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   p.rows = p.gated() ? kTileRows / 2 : kTileRows;
   p.tiles = p.outputs / p.rows;
   p.four = 4 * p.row_bytes;
-  p.second = p.gated() ? place_of(p.half[1].codes) - place_of(p.half[0].codes) : kTileRows / 2 * p.row_bytes;
+  p.second = p.gated() ? place_of(p.from[1].codes) - place_of(p.from[0].codes) : kTileRows / 2 * p.row_bytes;
   p.norm = steps.norm_K.data;
   p.eps = static_cast<float>(steps.eps);
   p.of_column = 1.0f / static_cast<float>(p.columns);
@@ -144,15 +145,16 @@ bool takes(const DecodeParams& p) {
   const DecodeScales& s = p.scale;
   const bool whole = p.outputs > 0 && p.outputs % kTileRows == 0 && p.columns % Format::Layout::kColumns == 0;
   bool places = p.row_bytes % 16 == 0;
-  for (const DecodeHalf& h : p.half)
-    places = places && aligned(h.codes) && aligned(h.scales) && aligned(h.zeros);
+  for (const DecodeCodes& of : p.from) places = places && aligned(of.codes) && aligned(of.scales);
+  for (const DecodeHalf& h : p.half) places = places && aligned(h.zeros);
   constexpr int kStep = std::clamp(Piece<Format>::kScaleBytes, 1, 16);
   constexpr int kZeros = std::max(1, Piece<Format>::kZeroBytes);
   const bool steps = s.across * Format::kScaleBytes % kStep == 0 && s.across % kZeros == 0;
   const bool groups = Format::kScaledAtEnd || s.unit_shift == (Piece<Format>::kTiles ? 1 : 0);
   bool nested = !Format::kNested || s.across <= kNestedBlock;
   for (const DecodeHalf& h : p.half)  // numbers of blocks are of 32 bits, a turn past the end too
-    nested = nested && h.first_block + (p.outputs + kRowsPastTheEnd) * s.row_blocks < kMost;
+    nested =
+        nested && (!Format::kNested || h.first_block + (p.outputs + kRowsPastTheEnd) * s.row_blocks < kMost);
   return whole && places && steps && groups && nested && aligned(p.norm);
 }
 

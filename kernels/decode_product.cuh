@@ -35,7 +35,7 @@ struct TileEnd {
     const DecodeParams& p = block.p;
     tile = t;
     if constexpr (Format::kScaledAtEnd && !Format::kDense) {
-      const DecodeHalf& half = p.half[p.gated() && lane % kTileRows >= kTileRows / 2 ? 1 : 0];
+      const DecodeCodes& half = p.from[p.gated() && lane % kTileRows >= kTileRows / 2 ? 1 : 0];
       const std::int64_t row = half.first_row + std::int64_t{tile} * p.rows + (lane & (p.rows - 1));
       row_scale = __ldg(reinterpret_cast<const float*>(half.scales) + row);
     }
@@ -139,14 +139,14 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
     warp.nested_reader.begin(p, warp.g);
     warp.nested = warp.nested_reader.read(p, warp.q);
   }
-  for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles; tile += static_cast<int>(gridDim.x), ++turn) {
+  for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles; tile += p.turn.tiles, ++turn) {
     float* partial =
         block.template of<float>(block.at.partials) + turn % kSlots * kDecodeWarps * kTileRows * block.m;
     end.enter(tile);
     NestedScales next;
     if constexpr (Format::kNested) {
       warp.nested_reader.next(p);
-      if (tile + static_cast<int>(gridDim.x) < p.tiles) next = warp.nested_reader.read(p, warp.q);
+      if (tile + p.turn.tiles < p.tiles) next = warp.nested_reader.read(p, warp.q);
     }
     int piece = warp.warp;
     do {  // once at least: the reader counts alike
@@ -171,7 +171,7 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
 // kLong: where long_rows() says so. kStages: of a ring; 0: as the block's memory is laid out.
 template <class Format, int kMost, bool kLong, int kStages>
 __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
-    decode_product_kernel(const __grid_constant__ DecodeParams p, const __grid_constant__ DecodeShared at) {
+    decode_product_kernel(const __grid_constant__ DecodeShared at, const __grid_constant__ DecodeParams p) {
   extern __shared__ __align__(128) char memory[];
   device::let_next_begin();
   const DecodeBlock<Format> block(p, at, memory, kMost == 1 ? 1 : p.m, kStages > 0 ? kStages : at.stages);
@@ -209,9 +209,9 @@ bool launch_kernel(cudaStream_t stream, const DecodeParams& params) {
   const int blocks = std::min(p.tiles, most);
   const std::int64_t rows = std::int64_t{p.rows} * blocks;
   p.turn = {rows * p.row_bytes, rows * p.scale.across * Format::kScaleBytes,
-            static_cast<int>(rows * p.scale.row_blocks)};
+            static_cast<int>(rows * p.scale.row_blocks), blocks};
   device::launch_waiting(stream, p.early, kernel, dim3(static_cast<unsigned>(blocks)), kDecodeThreads,
-                         static_cast<std::size_t>(at.bytes), p, at);
+                         static_cast<std::size_t>(at.bytes), at, p);
   return true;
 }
 

@@ -136,7 +136,7 @@ struct PieceReader {
     most_piece =
         static_cast<int>(static_cast<unsigned>(p.used_bytes - lane % 8 * 16 + kPieceBytes - 1) / kPieceBytes);
     codes_of =
-        p.half[0].codes +
+        p.from[0].codes +
         std::uint64_t{static_cast<unsigned>(tile * p.rows + row)} * static_cast<std::uint64_t>(p.row_bytes) +
         static_cast<unsigned>(warp * kPieceBytes + lane % 8 * 16);
     if constexpr (Of::kScales > 0) {
@@ -158,7 +158,7 @@ struct PieceReader {
     if constexpr (Of::kScales > 0) scales += kDecodeWarps * Of::kScaleBytes;
     piece += kDecodeWarps;
     if (piece < p.pieces) return;
-    tile += static_cast<int>(gridDim.x);
+    tile += p.turn.tiles;
     codes_of += p.turn.codes;
     if constexpr (Of::kScales > 0) scales_of = Of::kTiles ? scales_at() : scales_of + p.turn.scales;
     enter();
@@ -167,20 +167,20 @@ struct PieceReader {
  private:
   // Of the lane's half. Not p.half[which]: constants at an address of their own come late.
   template <class T>
-  __device__ __forceinline__ T of_half(T DecodeHalf::*member) const {
-    const T first = p.half[0].*member, second = p.half[1].*member;
+  __device__ __forceinline__ T of_half(T first, T second) const {
     return p.gated() && lane >= (Of::kTiles ? 1 : kTileRows / 2) ? second : first;
   }
   // Of the lane's row of a tile: lanes 0 and 1 have those of rows 0 and 8 where scales are of tiles.
   __device__ __forceinline__ std::int64_t first_scale() const {
     const int row = Of::kTiles ? 8 * lane : lane;
-    const int number =
-        static_cast<int>(of_half(&DecodeHalf::first_row)) + tile * p.rows + (row & (p.rows - 1));
+    const int number = static_cast<int>(of_half(p.from[0].first_row, p.from[1].first_row)) + tile * p.rows +
+                       (row & (p.rows - 1));
     const auto of_scales = static_cast<unsigned>(Of::kTiles ? number >> p.scale.row_shift : number);
     return static_cast<std::int64_t>(std::uint64_t{of_scales} * static_cast<unsigned>(p.scale.across));
   }
   __device__ __forceinline__ const std::uint8_t* scales_at() const {
-    return of_half(&DecodeHalf::scales) + first_scale() * Format::kScaleBytes + warp * Of::kScaleBytes;
+    return of_half(p.from[0].scales, p.from[1].scales) + first_scale() * Format::kScaleBytes +
+           warp * Of::kScaleBytes;
   }
   __device__ __forceinline__ void enter() {
     piece = warp;
@@ -190,7 +190,7 @@ struct PieceReader {
       scales = scales_of;
 #pragma unroll
       for (int i = 0; i < kScaleCopies; ++i) scales_end[i] = tile < p.tiles ? most_scales[i] : 0;
-      if constexpr (Format::kHasZeros) zeros = of_half(&DecodeHalf::zeros) + first_scale();
+      if constexpr (Format::kHasZeros) zeros = of_half(p.half[0].zeros, p.half[1].zeros) + first_scale();
     }
   }
   __device__ __forceinline__ void copy(const Stage& stage) const {

@@ -28,19 +28,20 @@ constexpr int shared_of(int blocks) { return kMostShared / blocks - (blocks - 1)
 /// Where scales are, of a half's rows: of (row, unit) number (first_row + row >> row_shift) * across + (unit
 /// >> unit_shift).
 struct DecodeScales {
-  std::int64_t across, row_blocks;  // row_blocks: see QuantView
-  int row_shift, unit_shift;
+  int across, row_shift, unit_shift, row_blocks;  // row_blocks: see QuantView
 };
 
 /// Rows of w that make results alone, or the gate's or the up projection's.
-struct DecodeHalf {
+struct DecodeCodes {
   const std::uint8_t* codes;
   const std::uint8_t* scales;  // bytes: f32, bf16 or codes
+  std::int64_t first_row;      // of those that scales and zeros count from
+};
+struct DecodeHalf {
   const std::uint8_t* zeros;
   const float* nested;
   const float* map;
   const float* offset;
-  std::int64_t first_row;    // of those that scales and zeros count from
   std::int64_t first_block;  // see QuantView
   const bf16* bias;          // null: none
 };
@@ -65,30 +66,36 @@ struct Piece {
       Format::kTable ? kStageLines : (kTileRows * kPieceBytes + kAllScaleBytes + 63) / 64 * 64;
 };
 
+/// By when a block needs them: each 64 bytes of a kernel's parameters are a miss of its constants, 0.1 us.
 struct DecodeParams {
-  DecodeHalf half[2];  // gate and up, or the same twice
+  // to ask for codes
+  DecodeCodes from[2];  // gate and up, or the same twice
   std::int64_t row_bytes;
   std::int64_t second;  // from a tile's row to the one 8 further down, bytes
   std::int64_t four;    // rows, bytes
-  int rows;             // of a half in a tile: 16 or 8
-  int outputs, columns, units, pieces, tiles;
+  int pieces, tiles;
   int used_bytes;  // of a row
+  int rows;        // of a half in a tile: 16 or 8
   DecodeScales scale;
-  std::uint16_t values[16];  // nf4's or fp4's, in bf16
-  const bf16* x;
-  std::int64_t x_stride;
-  int m;
-  const bf16* norm;  // null: x as it is
-  float eps;
-  float of_column;  // a column's part of a mean
-  bf16* y;
-  std::int64_t y_stride;
-  ProductEnd end;
-  bool early;
   struct {
     std::int64_t codes, scales;  // bytes
     int blocks;                  // of scales
-  } turn;                        // from a block's tile to its next
+    int tiles;
+  } turn;  // from a block's tile to its next
+  ProductEnd end;
+  int m;
+  // for x and results
+  const bf16* x;
+  const bf16* norm;  // null: x as it is
+  std::int64_t x_stride;
+  int columns, units;
+  float eps, of_column;  // a column's part of a mean
+  bf16* y;
+  std::int64_t y_stride;
+  DecodeHalf half[2];
+  std::uint16_t values[16];  // nf4's or fp4's, in bf16
+  int outputs;
+  bool early;
 
   __host__ __device__ bool gated() const { return end == ProductEnd::swiglu; }
   __host__ __device__ int log_rows() const { return gated() ? 3 : 4; }
@@ -96,8 +103,8 @@ struct DecodeParams {
 
 /// Where a block has what in its shared memory, bytes.
 struct DecodeShared {
-  int barriers, map, norm, partials, x, sums, ring, scales, bytes;  // scales: where there is a table
-  int stages;                                                       // of a warp's ring
+  int ring, stages, scales;  // stages: of a warp's ring; scales: where there is a table
+  int barriers, norm, x, sums, map, partials, bytes;
 
   template <class Format>
   static DecodeShared of(const DecodeParams& p) {

@@ -20,7 +20,7 @@ struct NestedReader {
   float offset[2];
 
   __device__ __forceinline__ void begin(const DecodeParams& p, int g) {
-    const auto blocks = static_cast<int>(p.scale.row_blocks);
+    const int blocks = p.scale.row_blocks;
     const int row = static_cast<int>(blockIdx.x) * p.rows + g;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
