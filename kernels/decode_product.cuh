@@ -129,16 +129,12 @@ requires(Piece<Format>::kSpread&& kMost <= 2) struct AnyWarp<Format, kMost> {
 
 template <class Format, int kMost>
 __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block, PieceReader<Format>& reader,
-                                               Ring<Format>& ring) {
+                                               Ring<Format>& ring,
+                                               typename AnyWarp<Format, kMost>::Type& warp) {
   const DecodeParams& p = block.p;
-  typename AnyWarp<Format, kMost>::Type warp(block);
   TileEnd<Format, kMost == 1> end(block);
   Stage free = ring.stage();
   unsigned turn = 0;
-  if constexpr (Format::kNested) {
-    warp.nested_reader.begin(p, warp.g);
-    warp.nested = warp.nested_reader.read(p, warp.q);
-  }
   for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles; tile += p.turn.tiles, ++turn) {
     float* partial =
         block.template of<float>(block.at.partials) + turn % kSlots * kDecodeWarps * kTileRows * block.m;
@@ -183,18 +179,28 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   const auto fill = [&] {
     for (int s = early; s + 1 < block.stages; ++s) read();
   };
-  for (int s = 0; s < early; ++s) read();
-  block.begin();
+#pragma unroll
+  for (int s = 0; s < Piece<Format>::kEarly; ++s) {
+    if (s < early) read();
+  }
+  // Weights that come while the block's memory is made ready.
+  const auto map = block.read_map();
+  typename AnyWarp<Format, kMost>::Type warp(block);
+  if constexpr (Format::kNested) {
+    warp.nested_reader.begin(p, warp.g);
+    warp.nested = warp.nested_reader.read(p, warp.q);
+  }
   const XStage<Format> x(block);
-  __syncthreads();
+  block.begin();
   device::wait_for_previous();
   if constexpr (kLong) {
     fill();
+    __syncthreads();
     x.all_long();
   } else {
-    x.all(fill);
+    x.all([&] { fill(), block.put(map); });
   }
-  multiply_tiles<Format, kMost>(block, reader, ring);
+  multiply_tiles<Format, kMost>(block, reader, ring, warp);
 }
 
 template <class Format, int kMost, bool kLong = false, int kStages = 0>

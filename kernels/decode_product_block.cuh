@@ -51,9 +51,23 @@ struct DecodeBlock {
     }
     if constexpr (Format::kTable)
       device::fill_pair_lines<kDecodeThreads>(device::shared_address(memory), p.values);
+  }
+  /// A thread's part of the halves' maps of scales: read early, put there when it has come.
+  struct Map {
+    float of[2];
+  };
+  __device__ __forceinline__ Map read_map() const {
+    Map map{};
     if constexpr (Format::kNested) {
-      for (int h = 0; h < 2; ++h)
-        of<float>(at.map)[256 * h + threadIdx.x] = __ldg(p.half[h].map + threadIdx.x);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) map.of[h] = __ldg(p.half[h].map + threadIdx.x);
+    }
+    return map;
+  }
+  __device__ __forceinline__ void put(const Map& map) const {
+    if constexpr (Format::kNested) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) this->template of<float>(at.map)[256 * h + threadIdx.x] = map.of[h];
     }
   }
 };
@@ -239,7 +253,9 @@ struct XStage {
   uint4 weight[kNormPacks];  // of the norm; where there is none, nothing reads it
 
   __device__ __forceinline__ explicit XStage(const DecodeBlock<Format>& b)
-      : block(b), warp(static_cast<int>(threadIdx.x / 32)), lane(static_cast<int>(threadIdx.x % 32)) {
+      : block(b),
+        warp(static_cast<int>(threadIdx.x / 32 % kDecodeWarps)),
+        lane(static_cast<int>(threadIdx.x % 32)) {
     constexpr int kOfUnit = Layout::kColumns / 8;
     static_assert(kStep % kOfUnit == 0);
     const int packs = static_cast<int>(static_cast<unsigned>(b.p.columns) / 8);
@@ -252,7 +268,7 @@ struct XStage {
     if (b.p.norm == nullptr) return;
     each<kNormPacks>(0, [&](int i) { weight[i] = load(b.p.norm, i); });
   }
-  /// Calls meanwhile() once, when the first of x are on their way.
+  /// Calls meanwhile() once, when the first of x are on their way. After it all threads of the block meet.
   template <class F>
   __device__ void all(const F& meanwhile) const {
     const DecodeParams& p = block.p;
@@ -262,7 +278,10 @@ struct XStage {
       do {
         uint4 x[kMostPacks];  // not zeros where the warp has none: nothing reads those
         each<kMostPacks>(base, [&](int i) { x[i] = load(from, base + i); });
-        if (row == 0 && base == 0) meanwhile();
+        if (row == 0 && base == 0) {
+          meanwhile();
+          if (p.norm == nullptr) __syncthreads();  // else they meet in normalize()
+        }
         if (p.norm != nullptr) normalize(x, row);
         const float factor = Format::kFactored ? factor_of(x, row) : 0.0f;
         each<kMostPacks>(base, [&](int i) { put(Pack{x[i]}, row, base + i, factor); });

@@ -66,7 +66,8 @@ struct WarpCodes {
 #pragma unroll
     for (int u = 0; u < Of::kUnits; ++u) {
       const int byte = u * Layout::kBytes + q * 4 * Layout::kWords;
-      place[u] = g * Of::kLine + 16 * chunk_place<Layout::kWords>(g, byte / 16) + byte % 16;
+      place[u] = static_cast<int>(kept(
+          static_cast<unsigned>(g * Of::kLine + 16 * chunk_place<Layout::kWords>(g, byte / 16) + byte % 16)));
     }
   }
 
@@ -114,6 +115,11 @@ struct WarpCodes {
         "}\n"
         : "+r"(to[0]), "+r"(to[1])
         : "r"(from), "r"(static_cast<std::uint32_t>(there)));
+  }
+  // In a register: the compiler would compute it again and again.
+  static __device__ __forceinline__ std::uint32_t kept(std::uint32_t value) {
+    asm volatile("" : "+r"(value));
+    return value;
   }
   static __device__ __forceinline__ std::uint32_t load_byte(std::uint32_t from) {
     std::uint32_t byte;
@@ -197,7 +203,7 @@ struct DecodeWarp : WarpCodes<Format> {
 
   __device__ __forceinline__ explicit DecodeWarp(const DecodeBlock<Format>& b) : Base(b) {
     there = g < b.m;
-    x_row = b.address(b.at.x + (there ? g : 0) * x_row_bytes(b.p.columns) + 16 * q);
+    x_row = this->kept(b.address(b.at.x + (there ? g : 0) * x_row_bytes(b.p.columns) + 16 * q));
     sums = b.address(b.at.sums + 8 * q);
     column = 4 * (threadIdx.x % 32);
   }
@@ -285,7 +291,7 @@ struct DecodeWarp : WarpCodes<Format> {
 template <class Format, int kRows>
 struct SpreadWarp : WarpCodes<Format> {
   using Base = WarpCodes<Format>;
-  using Base::block, Base::warp, Base::q, Base::g, Base::load_x;
+  using Base::block, Base::warp, Base::q, Base::g, Base::kept, Base::load_x;
   using typename Base::Codes, typename Base::Layout, typename Base::Of;
   static_assert(Of::kUnits == 4 && kRows <= 2);
   std::uint32_t x_row, column, own;  // own: of a stage's scales
@@ -299,11 +305,6 @@ struct SpreadWarp : WarpCodes<Format> {
     x_row = b.address(b.at.x + (m < kRows ? m : 0) * x_row_bytes(b.p.columns) + 16 * q);
     column = kept(4 * (threadIdx.x % 32));
     own = kept(threadIdx.x % 32 * Format::kScaleBytes);
-  }
-  // In a register: the compiler would compute it again and again.
-  static __device__ __forceinline__ std::uint32_t kept(std::uint32_t value) {
-    asm volatile("" : "+r"(value));
-    return value;
   }
   /// The piece that lies in `stage`, which is whole.
   __device__ __forceinline__ void multiply(const Codes& codes, int piece, const Stage& stage) {
@@ -377,7 +378,8 @@ struct IntegerWarp : WarpCodes<Format> {
       const int m = 2 * n + g / 4;
       there[n] = g % 4 < kDigits && m < b.m;
       const int plane = there[n] ? m * kDigits + g % 4 : 0;
-      x_row[n] = b.address(b.at.x + plane * x_row_bytes(b.p.columns / 2) + Layout::byte_place_of(q, 0));
+      x_row[n] =
+          this->kept(b.address(b.at.x + plane * x_row_bytes(b.p.columns / 2) + Layout::byte_place_of(q, 0)));
     }
   }
   __device__ __forceinline__ void multiply(const Codes& codes, int piece, const Stage& stage) {
