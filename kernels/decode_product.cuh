@@ -25,7 +25,9 @@ struct TileEnd {
   int lane;
   int tile = 0;
   float row_scale = 1;  // lane l's: of row l % 16
-  float before = 0;     // lane l's: what the tile's result l is added to
+  // As they come, so that nothing waits for them before the end:
+  std::uint16_t before = 0;    // lane l's: what the tile's result l is added to
+  std::uint16_t bias[2] = {};  // of the halves' row of the lane, where there is one
 
   __device__ __forceinline__ explicit TileEnd(const DecodeBlock<Format>& b)
       : block(b), lane(static_cast<int>(threadIdx.x % 32)) {}
@@ -39,7 +41,12 @@ struct TileEnd {
       const std::int64_t row = half.first_row + std::int64_t{tile} * p.rows + (lane & (p.rows - 1));
       row_scale = __ldg(reinterpret_cast<const float*>(half.scales) + row);
     }
-    if (p.end == ProductEnd::add && lane < kTileRows * block.m) before = device::load(*result(lane));
+    if (p.end == ProductEnd::add && lane < kTileRows * block.m) before = bits_of(result(lane));
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const bf16* from = p.half[h].bias;
+      if (from != nullptr) bias[h] = bits_of(from + (tile * p.rows + (lane & (p.rows - 1))));
+    }
   }
   /// After the warp has left its part in `partial`, of the block's tile number `turn`.
   __device__ __forceinline__ void arrive(const float* partial, unsigned turn) const {
@@ -59,6 +66,12 @@ struct TileEnd {
   }
 
  private:
+  static __device__ __forceinline__ std::uint16_t bits_of(const bf16* from) {
+    return *reinterpret_cast<const std::uint16_t*>(from);
+  }
+  static __device__ __forceinline__ float value_of(std::uint16_t bits) {
+    return __uint_as_float(std::uint32_t{bits} << 16);
+  }
   __device__ __forceinline__ std::uint32_t parity(unsigned turn) const {
     return static_cast<std::uint32_t>(turn / kSlots) & 1u;
   }
@@ -75,11 +88,10 @@ struct TileEnd {
     return scale *
            (((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7])));
   }
-  __device__ __forceinline__ float with_bias(float total, int half, std::int64_t row) const {
+  __device__ __forceinline__ float with_bias(float total, int half) const {
     const float rounded = device::load(device::round_to<bf16>(total));
-    const bf16* bias = block.p.half[half].bias;
-    if (bias == nullptr) return rounded;
-    return device::load(device::round_to<bf16>(rounded + device::load(bias[row])));
+    if (block.p.half[half].bias == nullptr) return rounded;
+    return device::load(device::round_to<bf16>(rounded + value_of(bias[half])));
   }
   __device__ __forceinline__ void write(const float* partial) const {
     const DecodeParams& p = block.p;
@@ -92,14 +104,13 @@ struct TileEnd {
         up_scale = __shfl_sync(0xFFFFFFFFu, row_scale, kTileRows / 2 + row);
       }
       if (i >= p.rows * block.m) continue;
-      const std::int64_t output = std::int64_t{tile} * p.rows + row;
-      float value = with_bias(sum(partial, m, row, scale), 0, output);
+      float value = with_bias(sum(partial, m, row, scale), 0);
       if (p.gated()) {
-        const float up = with_bias(sum(partial, m, kTileRows / 2 + row, up_scale), 1, output);
+        const float up = with_bias(sum(partial, m, kTileRows / 2 + row, up_scale), 1);
         value = device::load(device::round_to<bf16>(device::silu_of<bf16>(value))) * up;
       }
       bf16* to = result(i);
-      if (p.end == ProductEnd::add) value += kOneRow || base == 0 ? before : device::load(*to);
+      if (p.end == ProductEnd::add) value += kOneRow || base == 0 ? value_of(before) : device::load(*to);
       *to = device::round_to<bf16>(value);
     }
   }

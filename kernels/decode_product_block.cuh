@@ -274,19 +274,20 @@ struct XStage {
     const DecodeParams& p = block.p;
     for (int row = 0; row < block.m; ++row) {
       const bf16* from = p.x + row * p.x_stride;
-      int base = 0;
-      do {
-        uint4 x[kMostPacks];  // not zeros where the warp has none: nothing reads those
+      uint4 x[kMostPacks];  // not zeros where the warp has none: nothing reads those
+      each<kMostPacks>(0, [&](int i) { x[i] = load(from, i); });
+      if (row == 0) {
+        meanwhile();
+        if (p.norm == nullptr) __syncthreads();  // else they meet in normalize()
+      }
+      if (p.norm != nullptr) normalize(x, row);
+      const float factor = Format::kFactored ? factor_of(x, row) : 0.0f;
+      each<kMostPacks>(0, [&](int i) { put(Pack{x[i]}, row, i, factor); });
+      for (int base = kMostPacks; !Format::kFactored && base < count;
+           base += kMostPacks) {  // else all_long()
         each<kMostPacks>(base, [&](int i) { x[i] = load(from, base + i); });
-        if (row == 0 && base == 0) {
-          meanwhile();
-          if (p.norm == nullptr) __syncthreads();  // else they meet in normalize()
-        }
-        if (p.norm != nullptr) normalize(x, row);
-        const float factor = Format::kFactored ? factor_of(x, row) : 0.0f;
         each<kMostPacks>(base, [&](int i) { put(Pack{x[i]}, row, base + i, factor); });
-        base += kMostPacks;
-      } while (!Format::kFactored && base < count);  // longer rows with a factor: all_long()
+      }
     }
     __syncwarp();
   }
