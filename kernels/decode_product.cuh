@@ -127,7 +127,7 @@ __device__ __forceinline__ void await_stage(int stages) {
 // kMost: rows of x that it has room for.
 template <class Format, int kMost>
 struct AnyWarp {
-  using Type = DecodeWarp<Format>;
+  using Type = DecodeWarp<Format, kMost == 1>;
 };
 template <class Format, int kMost>
 requires(Format::kInteger) struct AnyWarp<Format, kMost> {
@@ -141,15 +141,16 @@ requires(Piece<Format>::kSpread&& kMost <= 2) struct AnyWarp<Format, kMost> {
 template <class Format, int kMost>
 __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block, PieceReader<Format>& reader,
                                                Ring<Format>& ring,
-                                               typename AnyWarp<Format, kMost>::Type& warp) {
+                                               typename AnyWarp<Format, kMost>::Type& warp,
+                                               TileEnd<Format, kMost == 1>& end) {
   const DecodeParams& p = block.p;
-  TileEnd<Format, kMost == 1> end(block);
   Stage free = ring.stage();
   unsigned turn = 0;
+  warp.begin();
   for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles; tile += p.turn.tiles, ++turn) {
     float* partial =
         block.template of<float>(block.at.partials) + turn % kSlots * kDecodeWarps * kTileRows * block.m;
-    end.enter(tile);
+    if (turn > 0) end.enter(tile);
     NestedScales next;
     if constexpr (Format::kNested) {
       warp.nested_reader.next(p);
@@ -168,7 +169,7 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
       free = stage;
       piece += kDecodeWarps;
     } while (piece < p.pieces);
-    end.await_place(turn);
+    if (turn >= kSlots) end.await_place(turn);
     warp.leave(partial);
     if constexpr (Format::kNested) warp.nested = next;
     end.arrive(partial, turn);
@@ -202,16 +203,18 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
     warp.nested = warp.nested_reader.read(p, warp.q);
   }
   const XStage<Format> x(block);
+  TileEnd<Format, kMost == 1> end(block);
   block.begin();
   device::wait_for_previous();
   if constexpr (kLong) {
     fill();
     __syncthreads();
+    end.enter(static_cast<int>(blockIdx.x));
     x.all_long();
   } else {
-    x.all([&] { fill(), block.put(map); });
+    x.all([&] { fill(), block.put(map), end.enter(static_cast<int>(blockIdx.x)); });
   }
-  multiply_tiles<Format, kMost>(block, reader, ring, warp);
+  multiply_tiles<Format, kMost>(block, reader, ring, warp, end);
 }
 
 template <class Format, int kMost, bool kLong = false, int kStages = 0>

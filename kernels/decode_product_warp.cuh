@@ -71,6 +71,12 @@ struct WarpCodes {
     }
   }
 
+  /// Reads what the warp keeps of x, which is there.
+  __device__ __forceinline__ void begin() {}
+  // What undoes the power of two of x's row, of this warp's columns.
+  __device__ __forceinline__ float factor_of(int row) const {
+    return Format::kFactor * block.template of<float>(block.at.sums)[row * kDecodeWarps + warp];
+  }
   /// Codes of rows g and g + 8, by units.
   struct Codes {
     std::uint32_t run[Of::kUnits][2][Layout::kWords];
@@ -189,7 +195,7 @@ struct WarpCodes {
 };
 
 /// What a warp has of a tile, where codes become bf16 or f16.
-template <class Format>
+template <class Format, bool kOneRow>
 struct DecodeWarp : WarpCodes<Format> {
   using Base = WarpCodes<Format>;
   using Base::block, Base::warp, Base::q, Base::g, Base::load_byte, Base::load_x;
@@ -200,6 +206,7 @@ struct DecodeWarp : WarpCodes<Format> {
   std::uint32_t x[kInFlight][4] = {};
   static constexpr int kTotals = Of::kSpread ? Of::kUnits : 2;
   float total[kTotals][4] = {};  // of units, as SpreadWarp has them; or two chains of rows with one scale
+  float factor = 1;              // of one row
 
   __device__ __forceinline__ explicit DecodeWarp(const DecodeBlock<Format>& b) : Base(b) {
     there = g < b.m;
@@ -208,6 +215,9 @@ struct DecodeWarp : WarpCodes<Format> {
     column = 4 * (threadIdx.x % 32);
   }
 
+  __device__ __forceinline__ void begin() {
+    if constexpr (kOneRow && Format::kFactored) factor = this->factor_of(0);
+  }
   /// The piece that lies in `stage`.
   __device__ __forceinline__ void multiply(const Codes& codes, int piece, const Stage& stage) {
     Scales scales;
@@ -222,8 +232,7 @@ struct DecodeWarp : WarpCodes<Format> {
       float sum = total[0][e] + total[1][e];
       if constexpr (Of::kSpread) sum += total[2][e] + total[3][e];
       if (column < block.m) {
-        if constexpr (Format::kFactored)
-          sum *= Format::kFactor * block.template of<float>(block.at.sums)[column * kDecodeWarps + warp];
+        if constexpr (Format::kFactored) sum *= kOneRow ? factor : this->factor_of(column);
         partial[(warp * block.m + column) * kTileRows + row] = sum;
       }
 #pragma unroll
@@ -371,6 +380,7 @@ struct IntegerWarp : WarpCodes<Format> {
   std::uint32_t x[kNT][kInFlight][2 * kTogether] = {};
   float total[kNT][2] = {};  // of rows g and g + 8: digits 0 and 1, or in lanes with an odd q digit 2
   int whole[kNT][4] = {};    // rows with one scale
+  float factor = 1;          // of two rows at most
 
   __device__ __forceinline__ explicit IntegerWarp(const DecodeBlock<Format>& b) : Base(b) {
 #pragma unroll
@@ -381,6 +391,9 @@ struct IntegerWarp : WarpCodes<Format> {
       x_row[n] =
           this->kept(b.address(b.at.x + plane * x_row_bytes(b.p.columns / 2) + Layout::byte_place_of(q, 0)));
     }
+  }
+  __device__ __forceinline__ void begin() {
+    if constexpr (kNT == 1) factor = this->factor_of(q / 2);
   }
   __device__ __forceinline__ void multiply(const Codes& codes, int piece, const Stage& stage) {
     Scales scales;
@@ -407,7 +420,7 @@ struct IntegerWarp : WarpCodes<Format> {
 #pragma unroll
     for (int n = 0; n < kNT; ++n) {
       const int m = 2 * n + q / 2;  // lanes with an even q have digits 0 and 1, their neighbours 2
-      const float factor = Format::kFactor * block.template of<float>(block.at.sums)[m * kDecodeWarps + warp];
+      const float by = kNT == 1 ? factor : this->factor_of(m);
       float sum[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -417,7 +430,7 @@ struct IntegerWarp : WarpCodes<Format> {
           of[2 * h] = of[2 * h + 1] = 0;
         }
         const float high = __shfl_xor_sync(0xFFFFFFFFu, total[n][h], 1);
-        sum[h] = factor * fmaf(65536.0f, high, total[n][h]);
+        sum[h] = by * fmaf(65536.0f, high, total[n][h]);
         total[n][h] = 0;
       }
       float* to = partial + (warp * block.m + m) * kTileRows + g;
