@@ -27,7 +27,7 @@ struct TileEnd {
   float row_scale = 1;  // lane l's: of row l % 16
   // As they come, so that nothing waits for them before the end:
   std::uint16_t before = 0;    // lane l's: what the tile's result l is added to
-  std::uint16_t bias[2] = {};  // of the halves' row of the lane, where there is one
+  std::uint16_t bias[2] = {};  // of the halves' row of the lane, where there is one; of one row of x
 
   __device__ __forceinline__ explicit TileEnd(const DecodeBlock<Format>& b)
       : block(b), lane(static_cast<int>(threadIdx.x % 32)) {}
@@ -45,7 +45,7 @@ struct TileEnd {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const bf16* from = p.half[h].bias;
-      if (from != nullptr) bias[h] = bits_of(from + (tile * p.rows + (lane & (p.rows - 1))));
+      if (kOneRow && from != nullptr) bias[h] = bits_of(from + (tile * p.rows + (lane & (p.rows - 1))));
     }
   }
   /// After the warp has left its part in `partial`, of the block's tile number `turn`.
@@ -88,10 +88,12 @@ struct TileEnd {
     return scale *
            (((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7])));
   }
-  __device__ __forceinline__ float with_bias(float total, int half) const {
+  __device__ __forceinline__ float with_bias(float total, int half, int row) const {
     const float rounded = device::load(device::round_to<bf16>(total));
-    if (block.p.half[half].bias == nullptr) return rounded;
-    return device::load(device::round_to<bf16>(rounded + value_of(bias[half])));
+    const bf16* from = block.p.half[half].bias;
+    if (from == nullptr) return rounded;
+    const std::uint16_t bits = kOneRow ? bias[half] : bits_of(from + (tile * block.p.rows + row));
+    return device::load(device::round_to<bf16>(rounded + value_of(bits)));
   }
   __device__ __forceinline__ void write(const float* partial) const {
     const DecodeParams& p = block.p;
@@ -104,9 +106,9 @@ struct TileEnd {
         up_scale = __shfl_sync(0xFFFFFFFFu, row_scale, kTileRows / 2 + row);
       }
       if (i >= p.rows * block.m) continue;
-      float value = with_bias(sum(partial, m, row, scale), 0);
+      float value = with_bias(sum(partial, m, row, scale), 0, row);
       if (p.gated()) {
-        const float up = with_bias(sum(partial, m, kTileRows / 2 + row, up_scale), 1);
+        const float up = with_bias(sum(partial, m, kTileRows / 2 + row, up_scale), 1, row);
         value = device::load(device::round_to<bf16>(device::silu_of<bf16>(value))) * up;
       }
       bf16* to = result(i);

@@ -10,6 +10,12 @@
 
 namespace ridge::kernels::cuda {
 
+/// In a register: the compiler would compute it again and again.
+__device__ __forceinline__ std::uint32_t kept(std::uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 /// A block's shared memory.
 template <class Format>
 struct DecodeBlock {
@@ -130,7 +136,8 @@ struct PieceReader {
   const DecodeParams& p;
   std::uint64_t policy;
   int tile, warp, lane;
-  std::uint32_t place;  // in a stage, of this lane's first chunk
+  std::uint32_t place;           // in a stage, of this lane's first chunk
+  std::uint32_t own_scales = 0;  // of a stage's scales, this lane's
   static constexpr int kScaleCopies = Of::kScaleBytes <= 16 ? 1 : Of::kScaleBytes / 16;
   int piece;                                  // of the row, the next
   int most_piece, most_scales[kScaleCopies];  // there are a lane's copies of pieces below
@@ -145,8 +152,8 @@ struct PieceReader {
         warp(of),
         lane(static_cast<int>(threadIdx.x % 32)) {
     const int row = lane / 8;
-    place =
-        static_cast<std::uint32_t>(row * Of::kLine + 16 * chunk_place<Format::Layout::kWords>(row, lane % 8));
+    place = kept(static_cast<std::uint32_t>(row * Of::kLine +
+                                            16 * chunk_place<Format::Layout::kWords>(row, lane % 8)));
     most_piece =
         static_cast<int>(static_cast<unsigned>(p.used_bytes - lane % 8 * 16 + kPieceBytes - 1) / kPieceBytes);
     codes_of =
@@ -161,6 +168,7 @@ struct PieceReader {
         most_scales[i] = lane < Of::kScaleRows ? static_cast<int>(pieces) : 0;
       }
       scales_of = scales_at();
+      own_scales = kept(static_cast<std::uint32_t>(lane * Of::kScaleBytes));
     }
     enter();
   }
@@ -224,8 +232,7 @@ struct PieceReader {
 #pragma unroll
     for (int i = 0; i < kScaleCopies; ++i) {
       if (piece < scales_end[i])
-        device::copy_small<kEach>(to + static_cast<std::uint32_t>(lane * Of::kScaleBytes + 16 * i),
-                                  scales + 16 * i);
+        device::copy_small<kEach>(to + own_scales + static_cast<std::uint32_t>(16 * i), scales + 16 * i);
     }
     if constexpr (Format::kHasZeros) {
       if (piece < scales_end[0])

@@ -102,7 +102,8 @@ struct WarpCodes {
     }
   }
   /// Of x, in lanes whose row there is: others keep the zeros that they have.
-  static __device__ __forceinline__ void load_x(std::uint32_t (&to)[4], std::uint32_t from, bool there) {
+  static __device__ __forceinline__ void load_x(std::uint32_t (&to)[4], std::uint32_t from,
+                                                std::uint32_t there) {
     asm volatile(
         "{\n"
         ".reg .pred there;\n"
@@ -110,9 +111,10 @@ struct WarpCodes {
         "@there ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
         "}\n"
         : "+r"(to[0]), "+r"(to[1]), "+r"(to[2]), "+r"(to[3])
-        : "r"(from), "r"(static_cast<std::uint32_t>(there)));
+        : "r"(from), "r"(there));
   }
-  static __device__ __forceinline__ void load_x(std::uint32_t (&to)[2], std::uint32_t from, bool there) {
+  static __device__ __forceinline__ void load_x(std::uint32_t (&to)[2], std::uint32_t from,
+                                                std::uint32_t there) {
     asm volatile(
         "{\n"
         ".reg .pred there;\n"
@@ -120,12 +122,7 @@ struct WarpCodes {
         "@there ld.shared.v2.u32 {%0, %1}, [%2];\n"
         "}\n"
         : "+r"(to[0]), "+r"(to[1])
-        : "r"(from), "r"(static_cast<std::uint32_t>(there)));
-  }
-  // In a register: the compiler would compute it again and again.
-  static __device__ __forceinline__ std::uint32_t kept(std::uint32_t value) {
-    asm volatile("" : "+r"(value));
-    return value;
+        : "r"(from), "r"(there));
   }
   static __device__ __forceinline__ std::uint32_t load_byte(std::uint32_t from) {
     std::uint32_t byte;
@@ -202,15 +199,15 @@ struct DecodeWarp : WarpCodes<Format> {
   using typename Base::Codes, typename Base::Layout, typename Base::Of, typename Base::Scales;
   static constexpr int kInFlight = 4;  // eights of x
   std::uint32_t x_row, sums, column;
-  bool there;  // x's row g
+  std::uint32_t there;  // x's row g
   std::uint32_t x[kInFlight][4] = {};
   static constexpr int kTotals = Of::kSpread ? Of::kUnits : 2;
   float total[kTotals][4] = {};  // of units, as SpreadWarp has them; or two chains of rows with one scale
   float factor = 1;              // of one row
 
   __device__ __forceinline__ explicit DecodeWarp(const DecodeBlock<Format>& b) : Base(b) {
-    there = g < b.m;
-    x_row = this->kept(b.address(b.at.x + (there ? g : 0) * x_row_bytes(b.p.columns) + 16 * q));
+    there = kept(g < b.m ? 1 : 0);
+    x_row = kept(b.address(b.at.x + (there ? g : 0) * x_row_bytes(b.p.columns) + 16 * q));
     sums = b.address(b.at.sums + 8 * q);
     column = 4 * (threadIdx.x % 32);
   }
@@ -300,7 +297,7 @@ struct DecodeWarp : WarpCodes<Format> {
 template <class Format, int kRows>
 struct SpreadWarp : WarpCodes<Format> {
   using Base = WarpCodes<Format>;
-  using Base::block, Base::warp, Base::q, Base::g, Base::kept, Base::load_x;
+  using Base::block, Base::warp, Base::q, Base::g, Base::load_x;
   using typename Base::Codes, typename Base::Layout, typename Base::Of;
   static_assert(Of::kUnits == 4 && kRows <= 2);
   std::uint32_t x_row, column, own;  // own: of a stage's scales
@@ -329,7 +326,7 @@ struct SpreadWarp : WarpCodes<Format> {
                     high = Format::decode(codes.run[u][1], e, column);
         load_x(x[u],
                from + static_cast<std::uint32_t>(2 * u * Layout::kColumns + 16 * Layout::place_of(0, e)),
-               unit == u);
+               unit == u ? 1 : 0);
         device::mma_16816<Format::kHalf>(sum[u % 2], low, high, 0, x[u][0], x[u][1]);
         device::mma_16816<Format::kHalf>(sum[u % 2], low, high, 2, x[u][2], x[u][3]);
       }
@@ -376,7 +373,7 @@ struct IntegerWarp : WarpCodes<Format> {
   static constexpr int kTogether = kSteps < 2 ? 1 : 2;
   static constexpr int kInFlight = kNT > 1 ? 2 : 4;  // steps' x, of kTogether
   std::uint32_t x_row[kNT];
-  bool there[kNT];
+  std::uint32_t there[kNT];
   std::uint32_t x[kNT][kInFlight][2 * kTogether] = {};
   float total[kNT][2] = {};  // of rows g and g + 8: digits 0 and 1, or in lanes with an odd q digit 2
   int whole[kNT][4] = {};    // rows with one scale
@@ -386,10 +383,9 @@ struct IntegerWarp : WarpCodes<Format> {
 #pragma unroll
     for (int n = 0; n < kNT; ++n) {
       const int m = 2 * n + g / 4;
-      there[n] = g % 4 < kDigits && m < b.m;
-      const int plane = there[n] ? m * kDigits + g % 4 : 0;
-      x_row[n] =
-          this->kept(b.address(b.at.x + plane * x_row_bytes(b.p.columns / 2) + Layout::byte_place_of(q, 0)));
+      there[n] = kept(g % 4 < kDigits && m < b.m ? 1 : 0);
+      const int plane = there[n] != 0 ? m * kDigits + g % 4 : 0;
+      x_row[n] = kept(b.address(b.at.x + plane * x_row_bytes(b.p.columns / 2) + Layout::byte_place_of(q, 0)));
     }
   }
   __device__ __forceinline__ void begin() {
