@@ -185,6 +185,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   extern __shared__ __align__(128) char memory[];
   device::let_next_begin();
   const DecodeBlock<Format> block(p, at, memory, kMost == 1 ? 1 : p.m, kStages > 0 ? kStages : at.stages);
+  block.begin_barriers();
   PieceReader<Format> reader(block, static_cast<int>(threadIdx.x / 32));
   Ring<Format> ring(block, static_cast<int>(threadIdx.x / 32));
   const auto read = [&] { reader.read(ring.stage()), ring.next(); };
@@ -206,7 +207,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   }
   const XStage<Format> x(block);
   TileEnd<Format, kMost == 1> end(block);
-  block.begin();
+  block.fill_table();
   device::wait_for_previous();
   if constexpr (kLong) {
     fill();

@@ -47,7 +47,8 @@ struct DecodeBlock {
     return address(at.barriers) + 16 * slot;
   }
   __device__ __forceinline__ std::uint32_t empty(unsigned slot) const { return full(slot) + 8; }
-  __device__ __forceinline__ void begin() const {
+  /// Ahead of copies: behind them a fence may wait until they are there.
+  __device__ __forceinline__ void begin_barriers() const {
     if (threadIdx.x == 0) {  // one thread: addresses that are the same in all need no loop
 #pragma unroll
       for (unsigned slot = 0; slot < kSlots; ++slot) {
@@ -55,6 +56,8 @@ struct DecodeBlock {
         device::begin_barrier(empty(slot), 1);
       }
     }
+  }
+  __device__ __forceinline__ void fill_table() const {
     if constexpr (Format::kTable)
       device::fill_pair_lines<kDecodeThreads>(device::shared_address(memory), p.values);
   }
