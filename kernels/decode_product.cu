@@ -55,47 +55,43 @@ bool visit(const DecodeWeight& w, const F& f) {
   return f(DenseCodes());
 }
 
-DecodeScales scales_of(const QuantView& w, int unit_columns) {
-  DecodeScales s{};
+void set_matrix(DecodeParams& p, int which, const View<const bf16>& w) {
+  p.codes_of[which] = reinterpret_cast<const std::uint8_t*>(w.data);
+}
+void set_matrix(DecodeParams& p, int which, const QuantView& w) {
+  p.codes_of[which] = w.codes;
+  p.scales[which] = w.format.double_quant ? w.scale_codes : static_cast<const std::uint8_t*>(w.scales);
+  p.zeros[which] = w.format.zero_points ? w.zeros : nullptr;
+  p.nested[which] = w.nested_scales;
+  p.map[which] = w.nested_map;
+  p.offset[which] = w.nested_offset;
+  p.first_block[which] = w.first_block;
+}
+void set_scales(DecodeParams& p, const QuantView& w, int unit_columns) {
   const bool by_row = w.format.group == 0;
-  s.across = by_row ? 1 : static_cast<int>(device::ceil_div(w.cols, w.format.group));
-  s.row_blocks = static_cast<int>(w.row_blocks);
-  s.row_shift = w.format.tiles ? log2_of(kTile) : 0;
-  s.unit_shift = by_row ? 30 : log2_of(w.format.group / unit_columns);
-  return s;
+  p.across = by_row ? 1 : static_cast<int>(device::ceil_div(w.cols, w.format.group));
+  p.row_blocks = static_cast<int>(w.row_blocks);
+  p.row_shift = w.format.tiles ? log2_of(kTile) : 0;
+  p.unit_shift = by_row ? 30 : log2_of(w.format.group / unit_columns);
 }
 
-DecodeCodes codes_of(const View<const bf16>& w) {
-  return {reinterpret_cast<const std::uint8_t*>(w.data), nullptr, 0};
-}
-DecodeCodes codes_of(const QuantView& w) {
-  return {w.codes, w.format.double_quant ? w.scale_codes : static_cast<const std::uint8_t*>(w.scales), 0};
-}
-DecodeHalf half_of(const View<const bf16>&) { return {}; }
-DecodeHalf half_of(const QuantView& w) {
-  return {w.format.zero_points ? w.zeros : nullptr,
-          w.nested_scales,
-          w.nested_map,
-          w.nested_offset,
-          w.first_block,
-          nullptr};
-}
-
-template <class Weight>
-void set_half(DecodeParams& p, int which, const Weight& w, const View<const bf16>& bias) {
-  p.from[which] = codes_of(w);
-  p.half[which] = half_of(w);
-  p.half[which].bias = bias.data;
-}
-
-/// The second half begins `rows` below the first, or where it does.
+/// What begins `rows` below the first, or where it does.
+template <class Format>
 void set_second(DecodeParams& p, std::int64_t rows) {
-  p.from[1] = p.from[0];
-  p.half[1] = p.half[0];
-  p.from[1].codes += rows * p.row_bytes;
-  p.from[1].first_row += rows;
-  p.half[1].first_block += rows * p.scale.row_blocks;
-  if (p.half[1].bias != nullptr) p.half[1].bias += rows;
+  p.codes_of[1] = p.codes_of[0] + rows * p.row_bytes;
+  p.scales[1] = p.scales[0];
+  p.zeros[1] = p.zeros[0];
+  if constexpr (Piece<Format>::kTiles) {
+    p.first_row[1] = rows;  // which may lie within a tile
+  } else if (p.scales[0] != nullptr) {
+    p.scales[1] += rows * p.across * Format::kScaleBytes;
+  }
+  if (p.zeros[1] != nullptr) p.zeros[1] += rows * p.across;
+  p.nested[1] = p.nested[0];
+  p.map[1] = p.map[0];
+  p.offset[1] = p.offset[0];
+  p.first_block[1] = p.first_block[0] + rows * p.row_blocks;
+  p.bias[1] = p.bias[0] == nullptr ? nullptr : p.bias[0] + rows;
 }
 
 template <class Format>
@@ -105,24 +101,26 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   if constexpr (Format::kDense) {
     const auto& w = std::get<View<const bf16>>(weight);
     rows = w.dim(0), cols = w.dim(1);
-    set_half(p, 0, w, steps.bias_N);
+    set_matrix(p, 0, w);
     p.row_bytes = w.strides[0] * static_cast<std::int64_t>(sizeof(bf16));
   } else {
     const auto& w = std::get<QuantView>(weight);
     rows = w.rows, cols = w.cols;
-    set_half(p, 0, w, steps.bias_N);
+    set_matrix(p, 0, w);
     p.row_bytes = w.row_bytes();
-    p.scale = scales_of(w, Format::Layout::kColumns);
+    set_scales(p, w, Format::Layout::kColumns);
     const auto values = w.format.codes == Codes::nf4 ? nf4_values() : fp4_values();
     for (std::size_t i = 0; i < values.size(); ++i) p.values[i] = bf16(values[i]).bits;
   }
   p.end = steps.end;
   p.early = steps.early;
-  if (steps.end == ProductEnd::swiglu && !steps.up_NK.has_value()) rows /= 2;
+  p.bias[0] = steps.bias_N.data;
   if (steps.up_NK.has_value()) {
-    std::visit([&](const auto& up) { set_half(p, 1, up, steps.up_bias_N); }, *steps.up_NK);
+    std::visit([&](const auto& up) { set_matrix(p, 1, up); }, *steps.up_NK);
+    p.bias[1] = steps.up_bias_N.data;
   } else {
-    set_second(p, p.gated() ? rows : 0);
+    if (p.gated()) rows /= 2;
+    set_second<Format>(p, p.gated() ? rows : 0);
   }
   p.outputs = static_cast<int>(rows);
   p.columns = static_cast<int>(cols);
@@ -132,7 +130,8 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
   p.rows = p.gated() ? kTileRows / 2 : kTileRows;
   p.tiles = p.outputs / p.rows;
   p.four = 4 * p.row_bytes;
-  p.second = p.gated() ? place_of(p.from[1].codes) - place_of(p.from[0].codes) : kTileRows / 2 * p.row_bytes;
+  p.codes = p.codes_of[0];
+  p.second = p.gated() ? place_of(p.codes_of[1]) - place_of(p.codes) : kTileRows / 2 * p.row_bytes;
   p.norm = steps.norm_K.data;
   p.eps = static_cast<float>(steps.eps);
   p.of_column = 1.0f / static_cast<float>(p.columns);
@@ -142,19 +141,17 @@ DecodeParams params_of(const DecodeWeight& weight, const ProductSteps& steps) {
 /// Whole tiles and units, at addresses that can be copied from.
 template <class Format>
 bool takes(const DecodeParams& p) {
-  const DecodeScales& s = p.scale;
   const bool whole = p.outputs > 0 && p.outputs % kTileRows == 0 && p.columns % Format::Layout::kColumns == 0;
   bool places = p.row_bytes % 16 == 0;
-  for (const DecodeCodes& of : p.from) places = places && aligned(of.codes) && aligned(of.scales);
-  for (const DecodeHalf& h : p.half) places = places && aligned(h.zeros);
+  for (int i = 0; i < 2; ++i)
+    places = places && aligned(p.codes_of[i]) && aligned(p.scales[i]) && aligned(p.zeros[i]);
   constexpr int kStep = std::clamp(Piece<Format>::kScaleBytes, 1, 16);
   constexpr int kZeros = std::max(1, Piece<Format>::kZeroBytes);
-  const bool steps = s.across * Format::kScaleBytes % kStep == 0 && s.across % kZeros == 0;
-  const bool groups = Format::kScaledAtEnd || s.unit_shift == (Piece<Format>::kTiles ? 1 : 0);
-  bool nested = !Format::kNested || s.across <= kNestedBlock;
-  for (const DecodeHalf& h : p.half)  // numbers of blocks are of 32 bits, a turn past the end too
-    nested =
-        nested && (!Format::kNested || h.first_block + (p.outputs + kRowsPastTheEnd) * s.row_blocks < kMost);
+  const bool steps = p.across * Format::kScaleBytes % kStep == 0 && p.across % kZeros == 0;
+  const bool groups = Format::kScaledAtEnd || p.unit_shift == (Piece<Format>::kTiles ? 1 : 0);
+  bool nested = !Format::kNested || p.across <= kNestedBlock;
+  for (const std::int64_t first : p.first_block)  // numbers of blocks are of 32 bits, a turn past the end too
+    nested = nested && (!Format::kNested || first + (p.outputs + kRowsPastTheEnd) * p.row_blocks < kMost);
   return whole && places && steps && groups && nested && aligned(p.norm);
 }
 

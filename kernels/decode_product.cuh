@@ -37,14 +37,15 @@ struct TileEnd {
     const DecodeParams& p = block.p;
     tile = t;
     if constexpr (Format::kScaledAtEnd && !Format::kDense) {
-      const DecodeCodes& half = p.from[p.gated() && lane % kTileRows >= kTileRows / 2 ? 1 : 0];
-      const std::int64_t row = half.first_row + std::int64_t{tile} * p.rows + (lane & (p.rows - 1));
-      row_scale = __ldg(reinterpret_cast<const float*>(half.scales) + row);
+      const std::uint8_t *first = p.scales[0], *second = p.scales[1];
+      const auto* of =
+          reinterpret_cast<const float*>(p.gated() && lane % kTileRows >= kTileRows / 2 ? second : first);
+      row_scale = __ldg(of + (tile * p.rows + (lane & (p.rows - 1))));
     }
     if (p.end == ProductEnd::add && lane < kTileRows * block.m) before = bits_of(result(lane));
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const bf16* from = p.half[h].bias;
+      const bf16* from = p.bias[h];
       if (kOneRow && from != nullptr) bias[h] = bits_of(from + (tile * p.rows + (lane & (p.rows - 1))));
     }
   }
@@ -90,7 +91,7 @@ struct TileEnd {
   }
   __device__ __forceinline__ float with_bias(float total, int half, int row) const {
     const float rounded = device::load(device::round_to<bf16>(total));
-    const bf16* from = block.p.half[half].bias;
+    const bf16* from = block.p.bias[half];
     if (from == nullptr) return rounded;
     const std::uint16_t bits = kOneRow ? bias[half] : bits_of(from + (tile * block.p.rows + row));
     return device::load(device::round_to<bf16>(rounded + value_of(bits)));
@@ -181,10 +182,10 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
 // kLong: where long_rows() says so. kStages: of a ring; 0: as the block's memory is laid out.
 template <class Format, int kMost, bool kLong, int kStages>
 __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
-    decode_product_kernel(const __grid_constant__ DecodeShared at, const __grid_constant__ DecodeParams p) {
+    decode_product_kernel(const __grid_constant__ DecodeParams p) {
   extern __shared__ __align__(128) char memory[];
   device::let_next_begin();
-  const DecodeBlock<Format> block(p, at, memory, kMost == 1 ? 1 : p.m, kStages > 0 ? kStages : at.stages);
+  const DecodeBlock<Format> block(p, memory, kMost == 1 ? 1 : p.m, kStages > 0 ? kStages : p.at.stages);
   block.begin_barriers();
   PieceReader<Format> reader(block, static_cast<int>(threadIdx.x / 32));
   Ring<Format> ring(block, static_cast<int>(threadIdx.x / 32));
@@ -222,7 +223,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
 
 template <class Format, int kMost, bool kLong = false, int kStages = 0>
 bool launch_kernel(cudaStream_t stream, const DecodeParams& params) {
-  const DecodeShared at = DecodeShared::of<Format>(params);
+  const DecodeShared at = DecodeShared::of<Format>(params.m, params.columns);
   if (at.bytes == 0) return false;
   const auto kernel = decode_product_kernel<Format, kMost, kLong, kStages>;
   static const cudaError_t kAllowed = device::allow_shared_memory(kernel, kMostShared);
@@ -231,17 +232,19 @@ bool launch_kernel(cudaStream_t stream, const DecodeParams& params) {
   const int most = (at.bytes <= shared_of(kBlocks) ? kBlocks : 1) * ridge::cuda::multiprocessors();
   const int blocks = std::min(p.tiles, most);
   const std::int64_t rows = std::int64_t{p.rows} * blocks;
-  p.turn = {rows * p.row_bytes, rows * p.scale.across * Format::kScaleBytes,
-            static_cast<int>(rows * p.scale.row_blocks), blocks};
+  p.turn = {rows * p.row_bytes, rows * p.across * Format::kScaleBytes, blocks,
+            static_cast<int>(rows * p.row_blocks)};
+  p.at = at;
+  p.ring = at.ring;
   device::launch_waiting(stream, p.early, kernel, dim3(static_cast<unsigned>(blocks)), kDecodeThreads,
-                         static_cast<std::size_t>(at.bytes), at, p);
+                         static_cast<std::size_t>(at.bytes), p);
   return true;
 }
 
 /// Without a branch on the ring's length in the loop.
 template <class Format>
 bool launch_one_row(cudaStream_t stream, const DecodeParams& params) {
-  const int stages = DecodeShared::of<Format>(params).stages;
+  const int stages = DecodeShared::of<Format>(params.m, params.columns).stages;
   if (stages == 5) return launch_kernel<Format, 1, false, 5>(stream, params);
   if (stages == 4) return launch_kernel<Format, 1, false, 4>(stream, params);
   return launch_kernel<Format, 1, false, 3>(stream, params);

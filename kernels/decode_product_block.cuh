@@ -21,15 +21,14 @@ template <class Format>
 struct DecodeBlock {
   using Layout = typename Format::Layout;
   const DecodeParams& p;
-  const DecodeShared& at;
+  const DecodeShared& at;  // p.at
   char* memory;
   std::uint32_t base;
   int m, stages;  // p.m and at.stages, or constants
 
-  __device__ __forceinline__ DecodeBlock(const DecodeParams& params, const DecodeShared& places, char* shared,
-                                         int rows_of_x, int of_ring)
+  __device__ __forceinline__ DecodeBlock(const DecodeParams& params, char* shared, int rows_of_x, int of_ring)
       : p(params),
-        at(places),
+        at(params.at),
         memory(shared),
         base(Format::kTable ? device::kPairLines : device::shared_address(shared)),
         m(rows_of_x),
@@ -69,7 +68,7 @@ struct DecodeBlock {
     Map map{};
     if constexpr (Format::kNested) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) map.of[h] = __ldg(p.half[h].map + threadIdx.x);
+      for (int h = 0; h < 2; ++h) map.of[h] = __ldg(p.map[h] + threadIdx.x);
     }
     return map;
   }
@@ -94,7 +93,7 @@ struct Ring {
 
   __device__ __forceinline__ Ring(const DecodeBlock<Format>& block, int warp) {
     const int bytes = block.stages * Of::kStageBytes;
-    begin = codes = block.address(block.at.ring + warp * bytes);
+    begin = codes = block.address(block.p.ring + warp * bytes);
     end = begin + static_cast<std::uint32_t>(bytes);
   }
   __device__ __forceinline__ Stage stage() const { return {codes, codes + kTileRows * kPieceBytes}; }
@@ -160,13 +159,13 @@ struct PieceReader {
     most_piece =
         static_cast<int>(static_cast<unsigned>(p.used_bytes - lane % 8 * 16 + kPieceBytes - 1) / kPieceBytes);
     codes_of =
-        p.from[0].codes +
+        p.codes +
         std::uint64_t{static_cast<unsigned>(tile * p.rows + row)} * static_cast<std::uint64_t>(p.row_bytes) +
         static_cast<unsigned>(warp * kPieceBytes + lane % 8 * 16);
     if constexpr (Of::kScales > 0) {
 #pragma unroll
       for (int i = 0; i < kScaleCopies; ++i) {
-        const int bytes = static_cast<int>(p.scale.across) * Format::kScaleBytes - 16 * i;
+        const int bytes = p.across * Format::kScaleBytes - 16 * i;
         const auto pieces = static_cast<unsigned>(bytes + Of::kScaleBytes - 1) / Of::kScaleBytes;
         most_scales[i] = lane < Of::kScaleRows ? static_cast<int>(pieces) : 0;
       }
@@ -190,22 +189,22 @@ struct PieceReader {
   }
 
  private:
-  // Of the lane's half. Not p.half[which]: constants at an address of their own come late.
+  // Of the lane's of two. Not values[which]: constants at an address of their own come late.
   template <class T>
-  __device__ __forceinline__ T of_half(T first, T second) const {
+  __device__ __forceinline__ T of_lane(const T (&of)[2]) const {
+    const T first = of[0], second = of[1];
     return p.gated() && lane >= (Of::kTiles ? 1 : kTileRows / 2) ? second : first;
   }
   // Of the lane's row of a tile: lanes 0 and 1 have those of rows 0 and 8 where scales are of tiles.
   __device__ __forceinline__ std::int64_t first_scale() const {
     const int row = Of::kTiles ? 8 * lane : lane;
-    const int number = static_cast<int>(of_half(p.from[0].first_row, p.from[1].first_row)) + tile * p.rows +
-                       (row & (p.rows - 1));
-    const auto of_scales = static_cast<unsigned>(Of::kTiles ? number >> p.scale.row_shift : number);
-    return static_cast<std::int64_t>(std::uint64_t{of_scales} * static_cast<unsigned>(p.scale.across));
+    int number = tile * p.rows + (row & (p.rows - 1));
+    if constexpr (Of::kTiles) number += static_cast<int>(of_lane(p.first_row));
+    const auto of_scales = static_cast<unsigned>(Of::kTiles ? number >> p.row_shift : number);
+    return static_cast<std::int64_t>(std::uint64_t{of_scales} * static_cast<unsigned>(p.across));
   }
   __device__ __forceinline__ const std::uint8_t* scales_at() const {
-    return of_half(p.from[0].scales, p.from[1].scales) + first_scale() * Format::kScaleBytes +
-           warp * Of::kScaleBytes;
+    return of_lane(p.scales) + first_scale() * Format::kScaleBytes + warp * Of::kScaleBytes;
   }
   __device__ __forceinline__ void enter() {
     piece = warp;
@@ -215,7 +214,7 @@ struct PieceReader {
       scales = scales_of;
 #pragma unroll
       for (int i = 0; i < kScaleCopies; ++i) scales_end[i] = tile < p.tiles ? most_scales[i] : 0;
-      if constexpr (Format::kHasZeros) zeros = of_half(p.half[0].zeros, p.half[1].zeros) + first_scale();
+      if constexpr (Format::kHasZeros) zeros = of_lane(p.zeros) + first_scale();
     }
   }
   __device__ __forceinline__ void copy(const Stage& stage) const {

@@ -25,27 +25,6 @@ inline constexpr int kOfPacks = 8 * kDecodeThreads;  // columns of a pack of eac
 inline constexpr int kMostShared = 227 * 1024;       // bytes of a block; each costs 1 KiB more
 constexpr int shared_of(int blocks) { return kMostShared / blocks - (blocks - 1) * 512; }
 
-/// Where scales are, of a half's rows: of (row, unit) number (first_row + row >> row_shift) * across + (unit
-/// >> unit_shift).
-struct DecodeScales {
-  int across, row_shift, unit_shift, row_blocks;  // row_blocks: see QuantView
-};
-
-/// Rows of w that make results alone, or the gate's or the up projection's.
-struct DecodeCodes {
-  const std::uint8_t* codes;
-  const std::uint8_t* scales;  // bytes: f32, bf16 or codes
-  std::int64_t first_row;      // of those that scales and zeros count from
-};
-struct DecodeHalf {
-  const std::uint8_t* zeros;
-  const float* nested;
-  const float* map;
-  const float* offset;
-  std::int64_t first_block;  // see QuantView
-  const bf16* bias;          // null: none
-};
-
 /// What a piece of a row holds.
 template <class Format>
 struct Piece {
@@ -66,53 +45,18 @@ struct Piece {
       Format::kTable ? kStageLines : (kTileRows * kPieceBytes + kAllScaleBytes + 63) / 64 * 64;
 };
 
-/// By when a block needs them: each 64 bytes of a kernel's parameters are a miss of its constants, 0.1 us.
-struct DecodeParams {
-  // to ask for codes
-  DecodeCodes from[2];  // gate and up, or the same twice
-  std::int64_t row_bytes;
-  std::int64_t second;  // from a tile's row to the one 8 further down, bytes
-  std::int64_t four;    // rows, bytes
-  int pieces, tiles;
-  int used_bytes;  // of a row
-  int rows;        // of a half in a tile: 16 or 8
-  DecodeScales scale;
-  struct {
-    std::int64_t codes, scales;  // bytes
-    int blocks;                  // of scales
-    int tiles;
-  } turn;  // from a block's tile to its next
-  ProductEnd end;
-  int m;
-  // for x and results
-  const bf16* x;
-  const bf16* norm;  // null: x as it is
-  std::int64_t x_stride;
-  int columns, units;
-  float eps, of_column;  // a column's part of a mean
-  bf16* y;
-  std::int64_t y_stride;
-  DecodeHalf half[2];
-  std::uint16_t values[16];  // nf4's or fp4's, in bf16
-  int outputs;
-  bool early;
-
-  __host__ __device__ bool gated() const { return end == ProductEnd::swiglu; }
-  __host__ __device__ int log_rows() const { return gated() ? 3 : 4; }
-};
-
 /// Where a block has what in its shared memory, bytes.
 struct DecodeShared {
   int ring, stages, scales;  // stages: of a warp's ring; scales: where there is a table
   int barriers, norm, x, sums, map, partials, bytes;
 
   template <class Format>
-  static DecodeShared of(const DecodeParams& p) {
+  static DecodeShared of(int m, int columns) {
     DecodeShared s{};
     for (const int blocks : {kBlocks, 1}) {
       for (int stages = kMostStages; stages >= kLeastStages; --stages) {
         s.stages = stages;
-        s.place<Format>(p);
+        s.place<Format>(m, columns);
         if (s.bytes <= shared_of(blocks)) return s;
       }
     }
@@ -127,7 +71,7 @@ struct DecodeShared {
     return at;
   }
   template <class Format>
-  void place(const DecodeParams& p) {
+  void place(int m, int columns) {
     using Of = Piece<Format>;
     const int all = stages * kDecodeWarps;
     bytes = Format::kTable ? lines_bytes(all) : 0;
@@ -135,13 +79,64 @@ struct DecodeShared {
     barriers = take(16 * static_cast<int>(kSlots));
     map = take(Format::kNested ? 2 * 1024 : 0);
     norm = take(4 * 2 * kDecodeWarps);
-    partials = take(4 * static_cast<int>(kSlots) * kDecodeWarps * kTileRows * p.m);
-    x = take(Format::kInteger ? p.m * kDigits * x_row_bytes(p.columns / 2) : p.m * x_row_bytes(p.columns));
-    sums = take(Format::kBiased     ? 4 * 8 * p.columns / Format::Layout::kColumns
+    partials = take(4 * static_cast<int>(kSlots) * kDecodeWarps * kTileRows * m);
+    x = take(Format::kInteger ? m * kDigits * x_row_bytes(columns / 2) : m * x_row_bytes(columns));
+    sums = take(Format::kBiased     ? 4 * 8 * columns / Format::Layout::kColumns
                 : Format::kFactored ? 4 * 8 * kDecodeWarps
                                     : 0);
     ring = Format::kTable ? 0 : take(all * Of::kStageBytes);
   }
+};
+
+/// Lines of 64 bytes, by when a block needs them: each is a miss of a kernel's constants, 0.1 us. Of two, the
+/// gate's and the up projection's, or the same twice.
+struct DecodeParams {
+  // To ask for codes; a kernel's parameters begin 48 bytes before the end of a line.
+  const std::uint8_t* codes;
+  const std::uint8_t* scales[2];  // bytes: f32, bf16 or codes
+  std::int64_t second;            // from a tile's row to the one 8 further down, bytes
+  std::int64_t four;              // rows, bytes
+  int ring;                       // at.ring
+  ProductEnd end;
+  // The same.
+  std::int64_t row_bytes;
+  int pieces, tiles;
+  int used_bytes;  // of a row
+  int rows;        // of one of two in a tile: 16 or 8
+  struct {
+    std::int64_t codes, scales;  // bytes
+    int tiles;
+    int blocks;  // of scales
+  } turn;        // from a block's tile to its next
+  int across;    // scales of a row
+  int m;
+  // For x and results.
+  const bf16* x;
+  const bf16* norm;  // null: x as it is
+  bf16* y;
+  const bf16* bias[2];  // null: none
+  std::int64_t x_stride, y_stride;
+  float eps, of_column;  // of_column: a column's part of a mean
+  // For some formats.
+  DecodeShared at;
+  int columns, units;
+  int row_shift;              // rows of a scale's tile, their logarithm
+  int row_blocks;             // see QuantView
+  std::int64_t first_row[2];  // of a scale's tiles
+  const std::uint8_t* zeros[2];
+  const float* nested[2];
+  const float* map[2];
+  const float* offset[2];
+  std::int64_t first_block[2];  // see QuantView
+  std::uint16_t values[16];     // nf4's or fp4's, in bf16
+  // The host's.
+  const std::uint8_t* codes_of[2];
+  int outputs;
+  int unit_shift;  // a scale is of so many units, its logarithm
+  bool early;
+
+  __host__ __device__ bool gated() const { return end == ProductEnd::swiglu; }
+  __host__ __device__ int log_rows() const { return gated() ? 3 : 4; }
 };
 
 inline constexpr int kMostLong = 2;  // rows with a factor, of more columns than threads hold at once
@@ -153,7 +148,7 @@ bool long_rows(const DecodeParams& p) {
 /// Whether a kernel takes x, and a block's memory holds it.
 template <class Format>
 bool fits_decode_product(const DecodeParams& p) {
-  return (!long_rows<Format>(p) || p.m <= kMostLong) && DecodeShared::of<Format>(p).bytes != 0;
+  return (!long_rows<Format>(p) || p.m <= kMostLong) && DecodeShared::of<Format>(p.m, p.columns).bytes != 0;
 }
 
 /// Queues the product; false where a block's memory cannot hold x. Instantiated for the formats of

@@ -20,12 +20,12 @@ struct NestedReader {
   float offset[2];
 
   __device__ __forceinline__ void begin(const DecodeParams& p, int g) {
-    const int blocks = p.scale.row_blocks;
+    const int blocks = p.row_blocks;
     const int row = static_cast<int>(blockIdx.x) * p.rows + g;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      block[h] = static_cast<int>(p.half[h].first_block) + (row + (p.gated() ? 0 : 8 * h)) * blocks;
-      offset[h] = __ldg(p.half[h].offset);
+      block[h] = static_cast<int>(p.first_block[h]) + (row + (p.gated() ? 0 : 8 * h)) * blocks;
+      offset[h] = __ldg(p.offset[h]);
     }
   }
   __device__ __forceinline__ NestedScales read(const DecodeParams& p, int q) const {
@@ -34,11 +34,11 @@ struct NestedReader {
     for (int h = 0; h < 2; ++h) {
       constexpr auto kOfBlock = static_cast<unsigned>(kNestedBlock);
       const auto number = static_cast<unsigned>(block[h]);
-      const float* at = p.half[h].nested + number / kOfBlock;
+      const float* at = p.nested[h] + number / kOfBlock;
       const auto left = static_cast<int>(kOfBlock - number % kOfBlock);
       scales.left[h] = (left - q + 3) >> 2;
       scales.first[h] = __ldg(at);
-      scales.second[h] = left < static_cast<int>(p.scale.across) ? __ldg(at + 1) : 0.0f;
+      scales.second[h] = left < p.across ? __ldg(at + 1) : 0.0f;
     }
     return scales;
   }
