@@ -247,7 +247,11 @@ bool launch_one_row(cudaStream_t stream, const DecodeParams& params) {
   const int stages = DecodeShared::of<Format>(params.m, params.columns).stages;
   if (stages == 5) return launch_kernel<Format, 1, false, 5>(stream, params);
   if (stages == 4) return launch_kernel<Format, 1, false, 4>(stream, params);
-  return launch_kernel<Format, 1, false, 3>(stream, params);
+  if constexpr (Format::kHasZeros) {  // seldom: not worth six more kernels to build
+    return launch_kernel<Format, static_cast<int>(kDecodeRows)>(stream, params);
+  } else {
+    return launch_kernel<Format, 1, false, 3>(stream, params);
+  }
 }
 
 template <class Format>
