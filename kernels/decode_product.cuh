@@ -153,7 +153,7 @@ __device__ __forceinline__ void multiply_tiles(const DecodeBlock<Format>& block,
   for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles; tile += p.turn.tiles, ++turn) {
     float* partial =
         block.template of<float>(block.at.partials) + turn % kSlots * kDecodeWarps * kTileRows * block.m;
-    if (turn > 0) end.enter(tile);
+    end.enter(tile);
     NestedScales next;
     if constexpr (Format::kNested) {
       warp.nested_reader.next(p);
@@ -186,7 +186,6 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   extern __shared__ __align__(128) char memory[];
   device::let_next_begin();
   const DecodeBlock<Format> block(p, memory, kMost == 1 ? 1 : p.m, kStages > 0 ? kStages : p.at.stages);
-  block.begin_barriers();
   PieceReader<Format> reader(block, static_cast<int>(threadIdx.x / 32));
   Ring<Format> ring(block, static_cast<int>(threadIdx.x / 32));
   const auto read = [&] { reader.read(ring.stage()), ring.next(); };
@@ -208,15 +207,15 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   }
   const XStage<Format> x(block);
   TileEnd<Format, kMost == 1> end(block);
+  block.begin_barriers();
   block.fill_table();
   device::wait_for_previous();
   if constexpr (kLong) {
     fill();
     __syncthreads();
-    end.enter(static_cast<int>(blockIdx.x));
     x.all_long();
   } else {
-    x.all([&] { fill(), block.put(map), end.enter(static_cast<int>(blockIdx.x)); });
+    x.all([&] { fill(), block.put(map); });
   }
   multiply_tiles<Format, kMost>(block, reader, ring, warp, end);
 }

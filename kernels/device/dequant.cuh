@@ -215,15 +215,13 @@ inline constexpr int kPairLines = 1024;
 template <int kThreads>
 __device__ __forceinline__ void fill_pair_lines(std::uint32_t memory, const std::uint16_t (&values)[16]) {
   if (memory != kPairLines) __trap();
-  constexpr unsigned kStep = kThreads / 8;  // from one of a thread's bytes to its next: alike below
-  static_assert(kStep % 16 == 0 && 256 % kStep == 0);
-  const unsigned first = threadIdx.x / 8, to = kPairLines + first * kLineBytes + threadIdx.x % 8 * 16;
-  const std::uint32_t second = static_cast<std::uint32_t>(values[first % 16]) << 16;
-#pragma unroll
-  for (unsigned i = 0; i < 256 / kStep; ++i) {
-    const std::uint32_t pair = values[first / 16 + i * (kStep / 16)] | second;
-    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(to + i * kStep * kLineBytes), "r"(pair)
-                 : "memory");
+  for (int i = static_cast<int>(threadIdx.x); i < kPairTableBytes / 16; i += kThreads) {
+    const int byte = i / 8;
+    const std::uint32_t pair = values[byte >> 4] | static_cast<std::uint32_t>(values[byte & 15]) << 16;
+    asm volatile(
+        "st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(kPairLines + byte * kLineBytes + 16 * (i % 8)),
+        "r"(pair)
+        : "memory");
   }
 }
 
