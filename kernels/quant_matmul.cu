@@ -158,7 +158,7 @@ bool aligned(const View<const bf16>& x) {
 }  // namespace
 
 bool has_quant_matmul(const QuantView& w, std::int64_t rows) {
-  return rows <= (has_mma(w) ? kQuantRows : kPlainRows) && has_plain(w);
+  return rows <= (has_quant_wgmma(w) || has_mma(w) ? kQuantRows : kPlainRows) && has_plain(w);
 }
 
 template <class T>

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "kernels/device/launch.cuh"
+#include "kernels/device/tensor_map.h"
 #include "kernels/formats/codes.h"
 #include "kernels/quant_wgmma_codes.cuh"
 #include "kernels/quant_wgmma_cuda.h"
@@ -63,6 +64,7 @@ WgmmaScales scales_of(const QuantView& w) {
 }  // namespace
 
 bool has_quant_wgmma(const QuantView& w) {
+  if (!device::has_tensor_maps()) return false;
   const auto group = static_cast<std::uint64_t>(w.format.group);
   if (w.rows <= 0 || w.cols <= 0 || w.rows >= kMost || w.cols >= kMost) return false;
   if (w.row_bytes() % 16 != 0 || reinterpret_cast<std::uintptr_t>(w.codes) % 16 != 0) return false;

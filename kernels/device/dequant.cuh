@@ -65,13 +65,13 @@ struct Int4Codes {
   }
 };
 
-template <bool kFloat, bool kAtEnd = false>
+template <bool kFloat>
 struct ByteCodes {
   using Layout = UnitLayout<8, 4>;
   static constexpr PairOrder kOrder = PairOrder::bytes;
   static constexpr int kTogether = 1, kAhead = 4;
   static constexpr bool kBiased = false, kHasZeros = false, kNarrow = false, kTable = false, kNested = false,
-                        kHasNan = kFloat, kScaledAtEnd = kAtEnd, kDense = false, kInteger = false,
+                        kHasNan = kFloat, kScaledAtEnd = false, kDense = false, kInteger = false,
                         kHalf = false, kFactored = false;
   static constexpr int kScaleBytes = 4;
   static __device__ __forceinline__ Eight decode(const std::uint32_t (&run)[4], int e, std::uint32_t) {

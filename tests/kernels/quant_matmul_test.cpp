@@ -359,8 +359,8 @@ TEST(QuantMatmulLimits, EndlessRows) {
   for (const char* name : {"int8", "nf4"}) {
     const RandomWeight w(parse_weight_format(name), 2, std::int64_t{1} << 20, 5);
     EXPECT_TRUE(runs_here(w.view(), 2));
-    EXPECT_EQ(runs_here(w.view(), 9), !on_gpu());
     expect_product<bf16>(w, 2, name);
+    if (runs_here(w.view(), 9)) expect_product<bf16>(w, 9, name);  // where there are tensor maps
   }
 }
 
