@@ -207,8 +207,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kBlocks)
   }
   const XStage<Format> x(block);
   TileEnd<Format, kMost == 1> end(block);
-  block.begin_barriers();
-  block.fill_table();
+  block.begin();
   device::wait_for_previous();
   if constexpr (kLong) {
     fill();

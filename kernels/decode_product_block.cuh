@@ -46,8 +46,8 @@ struct DecodeBlock {
     return address(at.barriers) + 16 * slot;
   }
   __device__ __forceinline__ std::uint32_t empty(unsigned slot) const { return full(slot) + 8; }
-  /// Ahead of copies: behind them a fence may wait until they are there.
-  __device__ __forceinline__ void begin_barriers() const {
+  /// Behind the first copies, which take longer; before a barrier of the block.
+  __device__ __forceinline__ void begin() const {
     if (threadIdx.x == 0) {  // one thread: addresses that are the same in all need no loop
 #pragma unroll
       for (unsigned slot = 0; slot < kSlots; ++slot) {
@@ -55,8 +55,6 @@ struct DecodeBlock {
         device::begin_barrier(empty(slot), 1);
       }
     }
-  }
-  __device__ __forceinline__ void fill_table() const {
     if constexpr (Format::kTable)
       device::fill_pair_lines<kDecodeThreads>(device::shared_address(memory), p.values);
   }
@@ -396,7 +394,7 @@ struct XStage {
   __device__ __forceinline__ float factor_of(std::uint32_t most, int row) const {
     constexpr int kTop = Format::kInteger ? 21 : 14;
     most = __reduce_max_sync(0xFFFFFFFFu, most);
-    const int exponent = max(static_cast<int>(most >> 23), 48);  // biased; smaller rows keep fewer digits
+    const int exponent = max(static_cast<int>(most >> 23), kTop + 1);  // biased; smaller x keep fewer digits
     const float factor = __uint_as_float(static_cast<std::uint32_t>(2 * 127 + kTop - exponent) << 23);
     const float inverse = __uint_as_float(static_cast<std::uint32_t>(exponent - kTop) << 23);
     const bool finite = most < 0x7F800000u;

@@ -255,7 +255,7 @@ TEST_F(DecodeProductEdges, ManyOrdersOfMagnitude) {
       scale(1, k, k < kColumns / 2 ? 1e-30f : 1e30f);
       scale(2, k, k == 77 ? 1e30f : 1);
       scale(4, k, k == 77 ? 1e3f : 1);
-      scale(5, k, 1e-25f);
+      scale(5, k, 1e-30f);
     }
     const ReferenceRows rows(x.in(), {});
     expect_results(multiply(x, w.w, {}, kRows), [&](std::int64_t m, std::int64_t n) {
