@@ -417,19 +417,14 @@ struct XStage {
   __device__ __forceinline__ void store_digits(const Pack& x, int row, int i, float factor) const {
     std::uint32_t bytes[8];
 #pragma unroll
-    for (int k = 0; k < 8; ++k) bytes[k] = unsigned_digits_of(fmaf(x[k], factor, kWholeAbove));
+    for (int k = 0; k < 8; ++k) bytes[k] = digits_of(__float_as_uint(fmaf(x[k], factor, kWholeAbove)));
     const int pitch = x_row_bytes(block.p.columns / 2);
 #pragma unroll
     for (int d = 0; d < kDigits; ++d) {
-      const std::uint32_t sign = d + 1 < kDigits ? 0x80808080u : 0u;
+      const std::uint32_t sign = digit_sign(d) * 0x01010101u;
       *block.template of<uint2>(place + (row * kDigits + d) * pitch + i * kStepBytes) =
           make_uint2(plane_of(bytes, 0, d) ^ sign, plane_of(bytes, 4, d) ^ sign);
     }
-  }
-  // digits_of() the whole number that kWholeAbove was added to, but for the signs of all but the last.
-  static constexpr float kWholeAbove = 12582912;  // 1.5 2^23: bits count ones
-  static __device__ __forceinline__ std::uint32_t unsigned_digits_of(float sum) {
-    return __float_as_uint(sum) - 0x4B400000u + 0x8080u;
   }
   // Byte d of four columns, from the decoder's number `first` on.
   static __device__ __forceinline__ std::uint32_t plane_of(const std::uint32_t (&bytes)[8], int first,

@@ -56,14 +56,18 @@ inline constexpr std::uint32_t kNanBits = 0x80808080u;
 constexpr std::uint32_t nan_e4m3(std::uint32_t word) { return (word & 0x7F7F7F7Fu) + 0x01010101u; }
 
 /// 16 (q - 8) as signed bytes, of the codes q that are high halves of bytes.
-constexpr std::uint32_t int4_high_halves(std::uint32_t word) { return (word & 0xF0F0F0F0u) ^ 0x80808080u; }
+template <class Ops>
+constexpr std::uint32_t int4_high_halves(std::uint32_t word) {
+  return Ops::exclude(word, 0xF0F0F0F0u, 0x80808080u);
+}
 /// The column of a word's eight that is byte i of int4_high_halves(word << 4) and of int4_high_halves(word).
 constexpr int int4_column_of_byte(int i) { return i % 4 * 2 + i / 4; }
 
 inline constexpr int kDigits = 3;
-/// A whole number from -2^22 to 2^22 as the sum of 256^d times byte d, d < kDigits, bytes from -128 to 127.
-constexpr std::uint32_t digits_of(std::int32_t whole) {
-  return (static_cast<std::uint32_t>(whole) + 0x8080u) ^ 0x8080u;
-}
+inline constexpr float kWholeAbove = 12582912;  // 1.5 2^23: a sum's bits count ones
+/// A whole number from -2^22 to 2^22, of which these are the bits as a float with kWholeAbove added, as the
+/// sum of 256^d times byte d ^ digit_sign(d), d < kDigits, as bytes from -128 to 127.
+constexpr std::uint32_t digits_of(std::uint32_t sum_bits) { return sum_bits - 0x4B400000u + 0x8080u; }
+constexpr std::uint32_t digit_sign(int d) { return d + 1 < kDigits ? 0x80u : 0u; }
 
 }  // namespace ridge::kernels

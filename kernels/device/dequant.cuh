@@ -106,8 +106,7 @@ struct Int4Bytes {
   static constexpr int kScaleBytes = kBf16 ? 2 : 4;
   static constexpr int column_of_byte(int i) { return int4_column_of_byte(i); }
   static __device__ __forceinline__ CodeBytes bytes(const std::uint32_t (&run)[kWords], int s) {
-    return {{PairOps::exclude(run[s] << 4, 0xF0F0F0F0u, 0x80808080u),
-             PairOps::exclude(run[s], 0xF0F0F0F0u, 0x80808080u)}};
+    return {{int4_high_halves<PairOps>(run[s] << 4), int4_high_halves<PairOps>(run[s])}};
   }
 };
 

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <map>
 #include <random>
@@ -27,6 +28,9 @@ float half_of(std::uint32_t pair, int half) {
 struct HostOps {
   static std::uint32_t select(std::uint32_t word, std::uint32_t mask, std::uint32_t set) {
     return (word & mask) | set;
+  }
+  static std::uint32_t exclude(std::uint32_t word, std::uint32_t mask, std::uint32_t flip) {
+    return (word & mask) ^ flip;
   }
   template <class F>
   static std::uint32_t each(std::uint32_t a, std::uint32_t b, const F& f) {
@@ -167,7 +171,7 @@ TEST(QuantBits, Int4AsSignedBytes) {
   std::mt19937 engine(5);
   for (int turn = 0; turn < 1000; ++turn) {
     const auto word = static_cast<std::uint32_t>(engine());
-    const std::uint32_t bytes[2] = {int4_high_halves(word << 4), int4_high_halves(word)};
+    const std::uint32_t bytes[2] = {int4_high_halves<HostOps>(word << 4), int4_high_halves<HostOps>(word)};
     std::set<int> columns;
     for (int i = 0; i < 8; ++i) {
       const int column = int4_column_of_byte(i), code = static_cast<int>(word >> 4 * column & 15);
@@ -180,8 +184,14 @@ TEST(QuantBits, Int4AsSignedBytes) {
 
 TEST(QuantBits, WholeNumbersAreTheirDigits) {
   const auto value = [](std::int32_t whole) {
-    const std::uint32_t bytes = digits_of(whole);
-    return byte_of(bytes, 0) + 256 * byte_of(bytes, 1) + 65536 * byte_of(bytes, 2);
+    const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(whole) + kWholeAbove);
+    std::uint32_t bytes = digits_of(bits);
+    int sum = 0;
+    for (int d = 0; d < kDigits; ++d) {
+      bytes ^= digit_sign(d) << 8 * d;
+      sum += byte_of(bytes, d) << 8 * d;
+    }
+    return sum;
   };
   for (std::int32_t whole = -70000; whole <= 70000; ++whole) ASSERT_EQ(value(whole), whole);
   for (std::int32_t whole = -(1 << 22); whole <= 1 << 22; whole += 97) ASSERT_EQ(value(whole), whole);
