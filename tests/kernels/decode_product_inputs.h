@@ -15,7 +15,8 @@ inline double f64_of(bf16 x) { return static_cast<double>(static_cast<float>(x))
 inline double rounded(double x) { return f64_of(bf16(static_cast<float>(x))); }
 
 /// A matrix and the values that it stands for, [N, K], by the CPU's dequantize. `loud`: stretches of 256
-/// scales of nf4 and fp4 differ, so that one of the second level in another's place is seen.
+/// scales of nf4 and fp4 differ, so that one of the second level in another's place is seen. `narrow`: scales
+/// are bf16.
 struct RandomMatrix {
   std::int64_t n, k;
   Array<bf16> dense;
@@ -26,7 +27,7 @@ struct RandomMatrix {
   RandomMatrix(const RandomMatrix&) = delete;
   RandomMatrix& operator=(const RandomMatrix&) = delete;
   RandomMatrix(const std::string& format, std::int64_t rows, std::int64_t columns, std::uint64_t seed,
-               std::int64_t gap = 0, bool loud = false)
+               std::int64_t gap = 0, bool loud = false, bool narrow = false)
       : n(rows), k(columns), dense(Array<bf16>::gapped({rows, columns}, gap)) {
     draw(seed, loud);
     if (format == "bf16") {
@@ -34,7 +35,7 @@ struct RandomMatrix {
       w = dense.in();
       return;
     }
-    coded = std::make_unique<QuantizedArray>(format, n, k);
+    coded = std::make_unique<QuantizedArray>(format, n, k, narrow);
     quantize<bf16>(cpu(), dense.in(), coded->target());
     decode();
   }
@@ -124,16 +125,23 @@ class ReferenceRows {
       }
     }
   }
+  struct Sum {
+    double value, size;  // size: of a sum of the terms with any sign
+  };
   /// Of row m with row n of w, from column `left` on.
-  Expected product(std::int64_t m, const RandomMatrix& w, std::int64_t n, const View<const bf16>& bias = {},
-                   std::int64_t left = 0) const {
+  Sum sum(std::int64_t m, const RandomMatrix& w, std::int64_t n, std::int64_t left = 0) const {
     double sum = 0, squares = 0;
     for (std::int64_t k = 0; k < k_; ++k) {
       const double term = x_[static_cast<std::size_t>(m * k_ + k)] * w.value(n, left + k);
       sum += term;
       squares += term * term;
     }
-    return Expected::of(bias.data == nullptr ? sum : sum + f64_of(bias.data[n]), std::sqrt(squares));
+    return {sum, std::sqrt(squares)};
+  }
+  Expected product(std::int64_t m, const RandomMatrix& w, std::int64_t n, const View<const bf16>& bias = {},
+                   std::int64_t left = 0) const {
+    const auto [value, size] = sum(m, w, n, left);
+    return Expected::of(bias.data == nullptr ? value : value + f64_of(bias.data[n]), size);
   }
 
  private:

@@ -2,9 +2,7 @@
 
 #include <cmath>
 
-#include "kernels/quantize.h"
-#include "tests/kernels/kernel_test.h"
-#include "tests/kernels/quantized_array.h"
+#include "tests/kernels/decode_product_inputs.h"
 
 namespace ridge::kernels::testing {
 namespace {
@@ -13,89 +11,10 @@ constexpr const char* kFormats[] = {"bf16",   "int8",        "fp8",         "fp8
                                     "nf4-dq", "fp4",         "int4-g32",    "int4-g64",    "int4-g128",
                                     "fp4-dq", "int4-g32-zp", "int4-g64-zp", "int4-g128-zp"};
 
-/// A random matrix in a format, and the values that its codes stand for.
-struct Weight {
-  Memory<bf16> dense;
-  std::unique_ptr<QuantizedArray> coded;
-  std::vector<double> values;
-  DecodeWeight w;
-
-  Weight(const std::string& format, std::int64_t n, std::int64_t k, bool narrow, std::uint64_t seed)
-      : dense(static_cast<std::size_t>(n * k)) {
-    std::mt19937_64 engine(seed);
-    std::normal_distribution<float> draw(0, 0.5f);
-    for (bf16& value : dense) value = bf16(draw(engine));
-    if (format != "bf16") {
-      coded = std::make_unique<QuantizedArray>(format, n, k, narrow);
-      quantize<bf16>(test::test_stream(), View<const bf16>(dense.data(), {n, k}, {k, 1}), coded->target());
-      Memory<float> back(dense.size());
-      dequantize<float>(test::test_stream(), coded->view(), View<float>(back.data(), {n, k}, {k, 1}));
-      test::wait_for_device();
-      values.assign(back.begin(), back.end());
-      w = coded->view();
-    } else {
-      for (const bf16 value : dense) values.push_back(static_cast<double>(static_cast<float>(value)));
-      w = View<const bf16>(dense.data(), {n, k}, {k, 1});
-    }
-  }
-};
-
 struct Case {
   std::int64_t m, n, k;
   ProductEnd end;
   bool norm, bias;
-};
-
-double rounded(double x) { return static_cast<double>(static_cast<float>(bf16(static_cast<float>(x)))); }
-
-class Expected {
- public:
-  Expected(const Case& c, const Weight& w, const Memory<bf16>& x, const Memory<bf16>& norm,
-           const Memory<bf16>& bias, const Memory<bf16>& before)
-      : c_(c), w_(w) {
-    for (std::int64_t m = 0; m < c.m; ++m) row(m, x, norm, bias, before);
-  }
-  std::vector<double> y;
-  double size = 0;  // of a sum of terms with any sign
-
- private:
-  void row(std::int64_t m, const Memory<bf16>& x, const Memory<bf16>& norm, const Memory<bf16>& bias,
-           const Memory<bf16>& before) {
-    const std::int64_t K = c_.k, outputs = c_.end == ProductEnd::swiglu ? c_.n / 2 : c_.n;
-    std::vector<double> in;
-    double squares = 0;
-    for (std::int64_t k = 0; k < K; ++k) {
-      in.push_back(static_cast<double>(static_cast<float>(x[static_cast<std::size_t>(m * K + k)])));
-      squares += in.back() * in.back();
-    }
-    const double inverse = 1 / std::sqrt(squares / static_cast<double>(K) + 1e-5);
-    for (std::int64_t k = 0; c_.norm && k < K; ++k) {
-      const auto at = static_cast<std::size_t>(k);
-      in[at] = rounded(rounded(in[at] * inverse) * static_cast<double>(static_cast<float>(norm[at])));
-    }
-    const auto product = [&](std::int64_t n) {
-      double sum = 0, terms = 0;
-      for (std::int64_t k = 0; k < K; ++k) {
-        const double term = in[static_cast<std::size_t>(k)] * w_.values[static_cast<std::size_t>(n * K + k)];
-        sum += term;
-        terms += term * term;
-      }
-      size = std::max(size, std::sqrt(terms));
-      return c_.bias ? sum + static_cast<double>(static_cast<float>(bias[static_cast<std::size_t>(n)])) : sum;
-    };
-    for (std::int64_t n = 0; n < outputs; ++n) {
-      double value = product(n);
-      if (c_.end == ProductEnd::add)
-        value += static_cast<double>(static_cast<float>(before[static_cast<std::size_t>(m * outputs + n)]));
-      if (c_.end == ProductEnd::swiglu) {
-        const double gate = rounded(value);
-        value = rounded(gate / (1 + std::exp(-gate))) * rounded(product(n + outputs));
-      }
-      y.push_back(value);
-    }
-  }
-  const Case& c_;
-  const Weight& w_;
 };
 
 Memory<bf16> random_values(std::int64_t count, std::uint64_t seed) {
@@ -127,7 +46,32 @@ struct Inputs {
   }
 };
 
-Memory<bf16> run(const Case& c, const Weight& w, const Inputs& in, std::int64_t rows,
+struct Reference {
+  std::vector<double> y;
+  double size = 0;  // of a sum of terms with any sign
+
+  Reference(const Case& c, const RandomMatrix& w, const Inputs& in) {
+    const ReferenceRows rows(View<const bf16>(in.x.data(), {c.m, c.k}, {c.k, 1}), in.steps(c));
+    const auto product = [&](std::int64_t m, std::int64_t n) {
+      const auto sum = rows.sum(m, w, n);
+      size = std::max(size, sum.size);
+      return c.bias ? sum.value + f64_of(in.bias[static_cast<std::size_t>(n)]) : sum.value;
+    };
+    const std::int64_t outputs = c.end == ProductEnd::swiglu ? c.n / 2 : c.n;
+    for (std::int64_t i = 0; i < c.m * outputs; ++i) {
+      const std::int64_t m = i / outputs, n = i % outputs;
+      double value = product(m, n);
+      if (c.end == ProductEnd::add) value += f64_of(in.before[static_cast<std::size_t>(i)]);
+      if (c.end == ProductEnd::swiglu) {
+        const double gate = rounded(value);
+        value = rounded(gate / (1 + std::exp(-gate))) * rounded(product(m, n + outputs));
+      }
+      y.push_back(value);
+    }
+  }
+};
+
+Memory<bf16> run(const Case& c, const RandomMatrix& w, const Inputs& in, std::int64_t rows,
                  std::int64_t first = 0) {
   const std::int64_t outputs = c.end == ProductEnd::swiglu ? c.n / 2 : c.n;
   Memory<bf16> y(in.before.begin() + first * outputs, in.before.begin() + (first + rows) * outputs);
@@ -140,13 +84,13 @@ Memory<bf16> run(const Case& c, const Weight& w, const Inputs& in, std::int64_t 
 void expect_product(const std::string& format, const Case& c, bool narrow = false) {
   SCOPED_TRACE(fmt::format("{} {} x {} x {} end {}{}{}", format, c.m, c.n, c.k, static_cast<int>(c.end),
                            c.norm ? " norm" : "", c.bias ? " bias" : ""));
-  const Weight w(format, c.n, c.k, narrow, 9);
+  const RandomMatrix w(format, c.n, c.k, 9, 0, false, narrow);
   const Inputs in(c);
   ASSERT_TRUE(has_decode_product(w.w, c.m, in.steps(c), Device::cuda));
-  const Expected expected(c, w, in.x, in.norm, in.bias, in.before);
+  const Reference expected(c, w, in);
   const Memory<bf16> y = run(c, w, in, c.m);
   for (std::size_t i = 0; i < expected.y.size(); ++i) {
-    const double got = static_cast<double>(static_cast<float>(y[i])), want = expected.y[i];
+    const double got = f64_of(y[i]), want = expected.y[i];
     // bf16 has 8 bits: of each rounding on the way, and of what the sum cancelled; a gate's error meets up.
     const double size = c.end == ProductEnd::swiglu ? 0.25 * expected.size * expected.size : expected.size;
     ASSERT_NEAR(got, want, 0.02 * std::abs(want) + 0.012 * size) << "element " << i;
@@ -181,7 +125,7 @@ TEST_F(DecodeProduct, GateAndUpApart) {
   for (const std::string format : {"bf16", "int8", "nf4", "nf4-dq", "int4-g64"}) {
     SCOPED_TRACE(format);
     const Case c{2, 208, 1024, ProductEnd::store, true, true};
-    const Weight gate(format, c.n, c.k, false, 11), up(format, c.n, c.k, false, 12);
+    const RandomMatrix gate(format, c.n, c.k, 11), up(format, c.n, c.k, 12);
     const Inputs in(c);
     ProductSteps steps = in.steps(c);
     const Memory<bf16> a = run(c, gate, in, c.m), b = run(c, up, in, c.m);
@@ -194,10 +138,9 @@ TEST_F(DecodeProduct, GateAndUpApart) {
                    View<bf16>(y.data(), {c.m, c.n}, {c.n, 1}));
     test::wait_for_device();
     for (std::size_t i = 0; i < y.size(); ++i) {
-      const double g = static_cast<double>(static_cast<float>(a[i])),
-                   u = static_cast<double>(static_cast<float>(b[i]));
+      const double g = f64_of(a[i]), u = f64_of(b[i]);
       const double want = rounded(g / (1 + std::exp(-g))) * u;
-      ASSERT_NEAR(static_cast<double>(static_cast<float>(y[i])), want, 0.01 * std::abs(want) + 1e-6) << i;
+      ASSERT_NEAR(f64_of(y[i]), want, 0.01 * std::abs(want) + 1e-6) << i;
     }
   }
 }
